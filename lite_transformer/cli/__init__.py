@@ -1,0 +1,1 @@
+"""The ``lite-transformer`` command: one file a verb, parsing and printing only."""

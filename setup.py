@@ -1,0 +1,49 @@
+"""Packaging of lite_transformer. Settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+version = {}
+exec((HERE / "lite_transformer" / "__init__.py").read_text(encoding="utf-8"), version)
+
+setup(
+    name="lite-transformer",
+    version=version["__version__"],
+    description="Lite Transformer with Long-Short Range Attention: a fairseq plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    # fairseq's wheels exist for these two; 3.13 waits for them.
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["lite_transformer", "lite_transformer.*", "data_prep", "data_prep.*"]),
+    install_requires=[
+        # The distribution whose module is `fairseq` 0.12; PyPI's `fairseq` 0.12.2 neither installs nor imports here.
+        "ve-fairseq==0.12.3",
+        # 2.6 made weights_only loading the default, 2.13 is what the tests run with.
+        "torch>=2.6,<2.14",
+        "omegaconf>=2.3,<2.4",
+        "hydra-core>=1.3.2,<1.4",
+        "numpy>=1.26,<3",
+        "sacrebleu>=2.4,<3",
+        "sacremoses>=0.1,<0.2",
+        "subword-nmt>=0.3.8,<0.4",
+        "sentencepiece>=0.2,<0.3",
+        "Babel>=2.14,<3",
+        "num2words>=0.5.13,<0.6",
+        "tqdm>=4.66,<5",
+        "matplotlib>=3.8,<4",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8,<10",
+            "pytest-timeout>=2.3,<3",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.6,<1",
+            "mypy>=1.11,<2",
+            "import-linter>=2.0,<3",
+        ],
+    },
+    entry_points={"console_scripts": ["lite-transformer=lite_transformer.cli.main:main"]},
+)
