@@ -1,0 +1,188 @@
+"""The named architectures as data: settings, published figures and where they come from. No code runs here.
+
+Sharing of embeddings is left to the recipes: it depends on the dictionaries, and a fairseq switch whose default is
+on turns off when it is typed. Dimensions of the Lite rows are those of the paper's configuration files; dimensions of the baselines are inferred
+as the round sizes that give both published columns at once. ``macs`` and ``core_params`` are integers that
+`lite_transformer.macs` recomputes and the tests compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from lite_transformer.errors import UnknownArchitectureError
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the paper's accounting takes from a data set: lengths of the counted pass, sizes of the vocabularies.
+
+    ``output_matrix_counted``: whether the published parameters include the (untied) output matrix.
+    """
+
+    name: str
+    source_length: int
+    target_length: int
+    source_vocab: int
+    target_vocab: int
+    shared_embeddings: bool
+    output_matrix_counted: bool = False
+
+
+IWSLT14_DE_EN = DataSet("IWSLT'14 De-En", 30, 30, 8848, 6632, shared_embeddings=False, output_matrix_counted=True)
+WMT16_EN_DE = DataSet("WMT'16 En-De", 30, 30, 32768, 32768, shared_embeddings=True)
+WMT14_EN_FR = DataSet("WMT'14 En-Fr", 30, 30, 44512, 44512, shared_embeddings=True)
+# About 30k joint BPE types; the exact size was never published.
+CNN_DM = DataSet("CNN/DailyMail", 30, 60, 30000, 30000, shared_embeddings=True)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A name for ``--arch``: which model, which settings, and what is claimed of it.
+
+    ``model`` is 'lite_transformer' or 'transformer'; ``published_*`` are the paper's rounded figures.
+    """
+
+    name: str
+    model: str
+    data: DataSet
+    settings: Mapping[str, Any]
+    macs: int
+    core_params: int
+    published_macs: str = ""
+    published_params: str = ""
+    source: str = ""
+    other_lengths: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+_PAPER = "Wu et al. 2020"
+
+
+def _lite(name: str, data: DataSet, dim: int, macs: int, params: int, published: tuple[str, str], **more: Any):
+    if data is IWSLT14_DE_EN:
+        settings = {
+            "encoder_branches": ["attention", "lightweight"],
+            "encoder_conv_gate": "none",
+            "decoder_conv_gate": "none",
+            "cross_attention_heads": 4,
+            "ffn_init": "widened",
+            "dropout": 0.2,
+            "weight_dropout": 0.1,
+        }
+    else:
+        settings = {"cross_attention_heads": 8}
+    settings |= {"encoder_embed_dim": dim} | more.pop("settings", {})
+    return Architecture(
+        name, "lite_transformer", data, MappingProxyType(settings), macs, params, *published, source=_PAPER, **more
+    )
+
+
+def _transformer(
+    name: str, data: DataSet, dim: int, ffn: int, macs: int, params: int, published: tuple[str, str], **more: Any
+):
+    heads = 4 if data is IWSLT14_DE_EN or dim < 256 else 8
+    settings = {
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": ffn,
+        "decoder_ffn_embed_dim": ffn,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+    } | more.pop("settings", {})
+    return Architecture(
+        name, "transformer", data, MappingProxyType(settings), macs, params, *published,
+        source=f"{_PAPER}, dimensions inferred", **more,
+    )
+
+
+def _lightconv(name: str, dim: int, macs: int, params: int, published: tuple[str, str]):
+    settings = {
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": 2 * dim,
+        "decoder_ffn_embed_dim": 2 * dim,
+        "encoder_layers": 7,
+        "encoder_branches": ["lightweight"],
+        "encoder_conv_gate": "none",
+        "decoder_conv_gate": "none",
+        "cross_attention_heads": 4,
+    }
+    return Architecture(
+        name, "lite_transformer", IWSLT14_DE_EN, MappingProxyType(settings), macs, params, *published,
+        source=f"{_PAPER}, dimensions inferred",
+    )
+
+
+_WMT_LITE = {
+    # dim: (macs, core parameters, published macs and parameters, dropout, attention and weight dropout of the recipe)
+    200: (89_952_000, 2_884_400, ("90M", "2.9M")),
+    408: (359_170_560, 11_739_792, ("360M", "11.7M")),
+    496: (526_990_080, 17_283_616, ("527M", "17.3M")),
+}
+_WMT_DROPOUT = {
+    ("en_de", 200): (0.04, 0.03), ("en_de", 408): (0.08, 0.06), ("en_de", 496): (0.10, 0.08),
+    ("en_fr", 200): (0.04, 0.03), ("en_fr", 408): (0.08, 0.07), ("en_fr", 496): (0.10, 0.08),
+}  # fmt: skip
+_WMT_TRANSFORMER = {
+    "87m": (128, 512, 86_722_560, 2_777_088, ("87M", "2.8M")),
+    "338m": (256, 1024, 338_595_840, 11_059_200, ("338M", "11.1M")),
+    "527m": (320, 1280, 526_464_000, 17_264_640, ("527M", "17.3M")),
+    "base": (512, 2048, 1_337_794_560, 44_138_496, ("1.3G", "44M")),
+}
+
+
+def _wmt() -> list[Architecture]:
+    rows = []
+    for pair, data in (("en_de", WMT16_EN_DE), ("en_fr", WMT14_EN_FR)):
+        for dim, (macs, params, published) in _WMT_LITE.items():
+            dropout, weight_dropout = _WMT_DROPOUT[pair, dim]
+            drops = {"dropout": dropout, "attention_dropout": weight_dropout, "weight_dropout": weight_dropout}
+            suffix = "" if dim == 496 else f"_{dim}"
+            name = f"lite_transformer_wmt_{pair}{suffix}"
+            rows.append(_lite(name, data, dim, macs, params, published, settings=drops))
+        for budget, (dim, ffn, macs, params, published) in _WMT_TRANSFORMER.items():
+            rows.append(_transformer(f"transformer_wmt_{pair}_{budget}", data, dim, ffn, macs, params, published))
+    return rows
+
+
+_CNN_DM_DROPOUT = {"dropout": 0.15, "attention_dropout": 0.1, "weight_dropout": 0.1}
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        row.name: row
+        for row in [
+            _lite("lite_transformer", WMT14_EN_FR, 496, 526_990_080, 17_283_616, ("527M", "17.3M")),
+            _lite("lite_transformer_iwslt_de_en", IWSLT14_DE_EN, 160, 54_144_000, 1_713_584, ("54M", "2.8M")),
+            _lite("lite_transformer_iwslt_de_en_240", IWSLT14_DE_EN, 240, 119_232_000, 3_837_104, ("119M", "5.4M")),
+            _lite("lite_transformer_iwslt_de_en_320", IWSLT14_DE_EN, 320, 209_664_000, 6_805_424, ("209M", "8.9M")),
+            _transformer("transformer_iwslt_de_en_63m", IWSLT14_DE_EN, 128, 256, 63_129_600, 1_987_584, ("63M", "2.8M")),
+            _transformer(
+                "transformer_iwslt_de_en_139m", IWSLT14_DE_EN, 192, 384, 138_931_200, 4_455_936, ("139M", "5.7M")
+            ),
+            _transformer(
+                "transformer_iwslt_de_en_215m", IWSLT14_DE_EN, 240, 480, 215_136_000, 6_952_320, ("215M", "8.5M")
+            ),
+            _lightconv("lightconv_iwslt_de_en_52m", 128, 51_517_440, 1_691_820, ("52M", "2.5M")),
+            _lightconv("lightconv_iwslt_de_en_115m", 192, 114_877_440, 3_790_572, ("115M", "5.1M")),
+            _lightconv("lightconv_iwslt_de_en_204m", 256, 203_304_960, 6_724_908, ("204M", "8.4M")),
+            *_wmt(),
+            _lite(
+                "lite_transformer_cnn_dm", CNN_DM, 496, 798_520_320, 17_283_616, ("0.8G", "17.3M"),
+                settings=_CNN_DM_DROPOUT,
+                other_lengths={(100, 60): 1_452_922_880, (1000, 60): 12_464_718_080},
+            ),
+            _transformer(
+                "transformer_cnn_dm_2g", CNN_DM, 512, 2048, 2_020_515_840, 44_138_496, ("2.0G", "44.1M"),
+                other_lengths={(100, 60): 3_643_637_760, (1000, 60): 29_876_060_160},
+            ),
+        ]
+    }
+)  # fmt: skip
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name. Raises UnknownArchitectureError, which lists the known ones."""
+    if name not in ARCHITECTURES:
+        raise UnknownArchitectureError(f"unknown architecture '{name}'. Known: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

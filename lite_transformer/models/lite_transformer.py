@@ -1,0 +1,253 @@
+"""The encoder-decoder models: fairseq's Transformer with its self-attention replaced by LSRA.
+
+Everything around the layers (embeddings, layer drop, activation checkpointing, FSDP wrapping, beam search) is
+fairseq's own. One seam is missing there: ``build_encoder_layer(cfg)`` does not say which layer it builds, and LSRA's
+kernel size depends on it. `_LayerNumbers` is the bridge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import register_model
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+)
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import nn
+
+from lite_transformer.errors import ConfigError
+from lite_transformer.models.architectures import ARCHITECTURES, Architecture
+from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
+from lite_transformer.modules.attention import MultiheadAttention
+from lite_transformer.modules.linear import xavier_linear
+from lite_transformer.modules.lsra import LongShortRangeAttention
+
+
+class _FlatFeedForward:
+    """fc1 and fc2 of a fairseq layer with the paper's initialisation."""
+
+    lsra: LiteTransformerConfig
+
+    def build_fc1(self, input_dim: int, output_dim: int, *_quant_noise: Any) -> nn.Module:
+        return xavier_linear(input_dim, output_dim, widened=str(self.lsra.ffn_init) == "widened")
+
+    build_fc2 = build_fc1
+
+
+class LiteTransformerEncoderLayer(_FlatFeedForward, TransformerEncoderLayerBase):
+    """fairseq's encoder layer with LSRA for self-attention."""
+
+    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, layer_number: int):
+        self.lsra = lsra
+        self.layer_number = layer_number
+        super().__init__(cfg)
+
+    def build_self_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
+        return LongShortRangeAttention(self.lsra.branches("encoder", self.layer_number))
+
+
+class LiteTransformerDecoderLayer(_FlatFeedForward, TransformerDecoderLayerBase):
+    """fairseq's decoder layer with LSRA for self-attention; attention to the encoder sees all channels."""
+
+    def __init__(
+        self, cfg: TransformerConfig, lsra: LiteTransformerConfig, layer_number: int, no_encoder_attn: bool = False
+    ):
+        self.lsra = lsra
+        self.layer_number = layer_number
+        super().__init__(cfg, no_encoder_attn)
+
+    def build_self_attention(
+        self, embed_dim: int, cfg: TransformerConfig, add_bias_kv: bool = False, add_zero_attn: bool = False
+    ) -> nn.Module:
+        return LongShortRangeAttention(self.lsra.branches("decoder", self.layer_number))
+
+    def build_encoder_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
+        return MultiheadAttention(
+            embed_dim,
+            self.lsra.cross_attention_heads,
+            key_dim=self.lsra.encoder_embed_dim,
+            dropout=self.lsra.attention_dropout,
+        )
+
+
+class _LayerNumbers:
+    """Tells each layer its number: fairseq builds layers in order, one call each, without saying which."""
+
+    def __init__(self, lsra: LiteTransformerConfig, side: str):
+        self.lsra = lsra
+        self._numbers: Iterator[int] = iter(lsra.kept_layers(side))
+
+    def next(self) -> int:
+        return next(self._numbers)
+
+
+def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+    """fairseq's wrapping of a built layer: activation checkpointing, then fully sharded data parallelism."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+class LiteTransformerEncoder(TransformerEncoderBase):
+    """fairseq's encoder over LSRA layers."""
+
+    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens):
+        self._layer_numbers = _LayerNumbers(lsra, "encoder")
+        super().__init__(cfg, dictionary, embed_tokens)
+        del self._layer_numbers
+
+    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
+        numbers = self._layer_numbers
+        return _wrap(LiteTransformerEncoderLayer(cfg, numbers.lsra, numbers.next()), cfg)
+
+
+class LiteTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder over LSRA layers."""
+
+    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens, **options):
+        self._layer_numbers = _LayerNumbers(lsra, "decoder")
+        super().__init__(cfg, dictionary, embed_tokens, **options)
+        del self._layer_numbers
+
+    def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
+        numbers = self._layer_numbers
+        return _wrap(LiteTransformerDecoderLayer(cfg, numbers.lsra, numbers.next(), no_encoder_attn), cfg)
+
+    def extract_features(
+        self,
+        prev_output_tokens,
+        encoder_out,
+        incremental_state=None,
+        full_context_alignment: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ):
+        """As fairseq's; training does not compute the last layer's attention weights, which nothing there reads."""
+        if self.training and alignment_layer is None:
+            alignment_layer = -1
+        return super().extract_features(
+            prev_output_tokens, encoder_out, incremental_state, full_context_alignment, alignment_layer, alignment_heads
+        )
+
+
+class _FlatConfigModel(TransformerModelBase):
+    """A fairseq encoder-decoder built from one of our flat configurations."""
+
+    config_class: type[TransformerBaselineConfig]
+
+    @classmethod
+    def add_args(cls, parser) -> None:
+        """The configuration's fields as flags; a list of names is typed with commas."""
+        super(TransformerModelBase, cls).add_args(parser)
+        for action in parser._actions:
+            if action.dest in ("encoder_branches", "decoder_branches"):
+                action.type = _comma_separated
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Raises ConfigError that lists everything in ``cfg`` that does not fit together."""
+        config = cls.config_class.resolved(cfg)
+        if config.share_all_embeddings and task.source_dictionary != task.target_dictionary:
+            raise ConfigError("--share-all-embeddings needs a joined dictionary: prepare the data with one")
+        nested = config.to_fairseq()
+        nested.flat = config
+        return super().build_model(nested, task)
+
+
+class LiteTransformerModel(_FlatConfigModel):
+    """Lite Transformer (Wu et al., ICLR 2020) as a fairseq translation model."""
+
+    config_class = LiteTransformerConfig
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return LiteTransformerEncoder(cfg, cfg.flat, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return LiteTransformerDecoder(cfg, cfg.flat, tgt_dict, embed_tokens)
+
+
+class TransformerBaselineModel(_FlatConfigModel):
+    """fairseq's own Transformer, built from the flat configuration, at the budgets of the paper's tables."""
+
+    config_class = TransformerBaselineConfig
+
+
+def _comma_separated(text: str) -> list[str]:
+    return [part.strip() for part in text.strip("[]").replace("'", "").split(",") if part.strip()]
+
+
+MODEL_CLASSES: dict[str, type[_FlatConfigModel]] = {
+    "lite_transformer": LiteTransformerModel,
+    "transformer": TransformerBaselineModel,
+}
+
+
+def _config_with_defaults(architecture: Architecture) -> type[TransformerBaselineConfig]:
+    """The model's configuration class with the architecture's settings as its defaults."""
+    base = MODEL_CLASSES[architecture.model].config_class
+    overridden = []
+    for item in dataclasses.fields(base):
+        if item.name not in architecture.settings:
+            continue
+        value = architecture.settings[item.name]
+        if isinstance(value, list):
+            new = dataclasses.field(default_factory=lambda value=value: list(value), metadata=item.metadata)
+        else:
+            new = dataclasses.field(default=value, metadata=item.metadata)
+        overridden.append((item.name, item.type, new))
+    unknown = set(architecture.settings) - {item.name for item in dataclasses.fields(base)}
+    if unknown:
+        raise ConfigError(f"architecture {architecture.name} sets unknown options: {', '.join(sorted(unknown))}")
+    return dataclasses.make_dataclass(
+        f"{base.__name__}_{architecture.name}", overridden, bases=(base,), namespace={"__doc__": base.__doc__}
+    )
+
+
+def _register(architecture: Architecture) -> None:
+    """Registers a name as a model of its own, so that flags, YAML and old checkpoints get the same defaults.
+
+    fairseq's architecture functions would not do: with Hydra the base model's defaults are filled in before they run.
+    """
+    config_class = _config_with_defaults(architecture)
+    # Tests and spawned workers find the class by name, as they would a written one.
+    config_class.__module__ = __name__
+    globals()[config_class.__name__] = config_class
+    model_class = type(
+        f"{MODEL_CLASSES[architecture.model].__name__}_{architecture.name}",
+        (MODEL_CLASSES[architecture.model],),
+        {"config_class": config_class, "__module__": __name__, "__doc__": MODEL_CLASSES[architecture.model].__doc__},
+    )
+    globals()[model_class.__name__] = model_class
+    register_model(architecture.name, dataclass=config_class)(model_class)
+
+
+for _architecture in ARCHITECTURES.values():
+    _register(_architecture)
+
+
+def resolved_config(name: str, **overrides: Any) -> TransformerBaselineConfig:
+    """The complete configuration of a named architecture, with options overridden by keyword.
+
+    Raises: UnknownArchitectureError, ConfigError.
+    """
+    from lite_transformer.models.architectures import find_architecture
+
+    find_architecture(name)
+    config_class = globals()[f"{MODEL_CLASSES[ARCHITECTURES[name].model].config_class.__name__}_{name}"]
+    defaults = config_class()
+    known = {item.name for item in dataclasses.fields(config_class)}
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(f"unknown option '{key}' of architecture {name}")
+        setattr(defaults, key, value)
+    return config_class.resolved(defaults)

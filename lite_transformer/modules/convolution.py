@@ -1,0 +1,155 @@
+"""The short-range branch: project, gate, convolve over time, project."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lite_transformer import ops
+from lite_transformer.errors import ConfigError
+from lite_transformer.modules.incremental import IncrementalModule, IncrementalState
+from lite_transformer.modules.linear import xavier_linear
+
+
+class ShortRangeConv(IncrementalModule):
+    """What lightweight and dynamic convolution share: the projections, the gate, the mask, the step buffer.
+
+    Args:
+        embed_dim: C, channels of the branch.
+        kernel_size: K.
+        num_heads: H; the C / H channels of a head share a kernel.
+        causal: see only the past (decoder); otherwise the kernel is centred (encoder) and K must be odd.
+        weight_dropout: DropConnect on the normalised kernel.
+        weight_softmax: normalise the kernel over its K taps.
+        gate: follow the first projection, twice as wide, by a gated linear unit.
+        linear: have the two projections at all.
+        mask_after_gate: zero padded positions just before the convolution, so that padding cannot reach real
+            tokens; False zeroes them before the first projection, as the published checkpoints were trained.
+    Raises: ConfigError naming the value that does not fit.
+    Source: Lite Transformer, section 4; Wu et al. 2019.
+    """
+
+    batch_dim = 1
+
+    def __init__(
+        self,
+        embed_dim: int,
+        kernel_size: int,
+        num_heads: int,
+        causal: bool,
+        weight_dropout: float = 0.0,
+        weight_softmax: bool = True,
+        gate: bool = False,
+        linear: bool = True,
+        mask_after_gate: bool = True,
+    ):
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads != 0:
+            raise ConfigError(f"{num_heads} heads do not divide a convolution branch of {embed_dim} channels")
+        if kernel_size < 1:
+            raise ConfigError(f"kernel size {kernel_size} is not a positive number")
+        if not causal and kernel_size % 2 == 0:
+            raise ConfigError(f"kernel size {kernel_size} is even: a centred (encoder) convolution needs an odd one")
+        if gate and not linear:
+            raise ConfigError("a gate needs the branch's linear layers: drop no_conv_linear or set the gate to none")
+        self.embed_dim = embed_dim
+        self.kernel_size = kernel_size
+        self.num_heads = num_heads
+        self.causal = causal
+        self.left_padding = kernel_size - 1 if causal else kernel_size // 2
+        self.weight_dropout = weight_dropout
+        self.weight_softmax = weight_softmax
+        self.gate = gate
+        self.mask_after_gate = mask_after_gate
+        self.linear1: nn.Linear | None = xavier_linear(embed_dim, embed_dim * (2 if gate else 1)) if linear else None
+        self.linear2: nn.Linear | None = xavier_linear(embed_dim, embed_dim) if linear else None
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The unnormalised kernels for the gated input x: (T, B, C); the last dimension of the result is K."""
+        raise NotImplementedError
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """(T, B, C) -> (T, B, C) over a whole sequence."""
+        raise NotImplementedError
+
+    def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
+        """(N, B, C) -> (1, B, C) at the newest position."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+    ) -> Tensor:
+        """Returns (T, B, C).
+
+        Args:
+            x: (T, B, C); with an incremental state one step, T = 1.
+            padding_mask: (B, T) bool, True = padding.
+        """
+        if padding_mask is not None:
+            padding_mask = padding_mask.transpose(0, 1).unsqueeze(2)  # (T, B, 1)
+            if not self.mask_after_gate:
+                x = x.masked_fill(padding_mask, 0)
+        if self.linear1 is not None:
+            x = self.linear1(x)
+            if self.gate:
+                x = F.glu(x, dim=-1)
+        if padding_mask is not None and self.mask_after_gate:
+            x = x.masked_fill(padding_mask, 0)
+        kernels = self.kernels(x)
+        if self.weight_softmax:
+            kernels = F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(x)
+        kernels = F.dropout(kernels, self.weight_dropout, self.training)
+        if incremental_state is None:
+            x = self.convolve(x, kernels)
+        else:
+            if not self.causal:
+                raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
+            previous = self.read_buffer(incremental_state).get("window")
+            window = x if previous is None else torch.cat([previous, x])
+            # The K - 1 newest inputs are all that the next step can see.
+            self.write_buffer(incremental_state, {"window": window[max(0, window.size(0) - self.kernel_size + 1) :]})
+            x = self.convolve_step(window, kernels)
+        return x if self.linear2 is None else self.linear2(x)
+
+    def extra_repr(self) -> str:
+        where = "causal" if self.causal else "centred"
+        return f"{self.embed_dim}, kernel_size={self.kernel_size}, num_heads={self.num_heads}, {where}"
+
+
+class LightweightConv(ShortRangeConv):
+    """The same H kernels at every position: ``weight`` of shape (H, K). Source: Wu et al. 2019, section 3."""
+
+    def __init__(self, embed_dim: int, kernel_size: int, num_heads: int, causal: bool, **options):
+        super().__init__(embed_dim, kernel_size, num_heads, causal, **options)
+        self.weight = nn.Parameter(torch.empty(num_heads, kernel_size))
+        nn.init.xavier_uniform_(self.weight)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        return self.weight
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        return ops.lightweight_conv(x, kernels, self.left_padding)
+
+    def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
+        return ops.lightweight_conv_step(window, kernels)
+
+
+class DynamicConv(ShortRangeConv):
+    """Kernels predicted at each position from the gated input itself. Source: Wu et al. 2019, section 4."""
+
+    def __init__(self, embed_dim: int, kernel_size: int, num_heads: int, causal: bool, **options):
+        super().__init__(embed_dim, kernel_size, num_heads, causal, **options)
+        self.weight_linear = xavier_linear(embed_dim, num_heads * kernel_size, bias=False)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        return self.weight_linear(x).view(x.size(0), x.size(1), self.num_heads, self.kernel_size)
+
+    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        return ops.dynamic_conv(x, kernels, self.left_padding)
+
+    def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
+        return ops.dynamic_conv_step(window, kernels)

@@ -1,0 +1,13 @@
+"""What one operation computes, as pure functions on ``(T, B, C)`` tensors.
+
+Letters: T time, B batch, C channels, H heads, K kernel size, R = C / H channels per head.
+"""
+
+from lite_transformer.ops.reference import (
+    dynamic_conv,
+    dynamic_conv_step,
+    lightweight_conv,
+    lightweight_conv_step,
+)
+
+__all__ = ["dynamic_conv", "dynamic_conv_step", "lightweight_conv", "lightweight_conv_step"]
