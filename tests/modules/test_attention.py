@@ -1,0 +1,102 @@
+import pytest
+import torch
+from fairseq.modules import MultiheadAttention as FairseqAttention
+
+from lite_transformer.errors import ConfigError
+from lite_transformer.modules import MultiheadAttention
+from tests.helpers.compare import assert_same
+
+
+@pytest.fixture
+def attention():
+    torch.manual_seed(0)
+    return MultiheadAttention(8, 2).eval()
+
+
+def future_mask(length):
+    return torch.triu(torch.full((length, length), float("-inf")), 1)
+
+
+def pad_mask():
+    return torch.tensor([[False] * 6, [False] * 4 + [True] * 2, [True] * 3 + [False] * 3])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_fairseqs_attention_with_the_same_weights(attention, masked, causal):
+    theirs = FairseqAttention(8, 2, self_attention=True).eval()
+    theirs.load_state_dict(attention.state_dict())
+    x = torch.randn(6, 3, 8)
+    padding = pad_mask() if masked else None
+    mask = future_mask(6) if causal else None
+    ours, _ = attention(x, x, x, padding, attn_mask=mask)
+    expected, _ = theirs(x, x, x, padding, attn_mask=mask)
+    visible = ~torch.isnan(expected)  # fairseq gives NaN where every key of a query is hidden
+    assert visible.float().mean() > 0.8
+    assert_same(ours[visible], expected[visible], 1e-5)
+    assert not torch.isnan(ours).any()
+
+
+def test_asking_for_weights_does_not_change_the_output(attention):
+    x = torch.randn(6, 3, 8)
+    plain, none = attention(x, x, x, pad_mask(), attn_mask=future_mask(6))
+    out, mean = attention(x, x, x, pad_mask(), attn_mask=future_mask(6), need_weights=True)
+    _, heads = attention(x, x, x, pad_mask(), attn_mask=future_mask(6), need_head_weights=True)
+    assert none is None
+    assert_same(out, plain, 1e-6)
+    assert mean.shape == (3, 6, 6)
+    assert heads.shape == (2, 3, 6, 6)
+    assert_same(heads.mean(dim=0), mean, 1e-6)
+    assert_same(mean[0].sum(dim=-1), torch.ones(6), 1e-5)
+    assert mean[1, :, 4:].abs().max() == 0
+
+
+def test_a_row_without_any_key_is_the_output_bias_and_its_gradient_is_finite(attention):
+    x = torch.randn(4, 2, 8, requires_grad=True)
+    nothing = torch.tensor([[True] * 4, [False] * 4])
+    out, _ = attention(x, x, x, nothing)
+    assert_same(out[:, 0], attention.out_proj.bias.expand(4, 8), 1e-6)
+    out.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_step_by_step_equals_the_full_pass(attention, with_padding):
+    x = torch.randn(6, 3, 8)
+    padding = pad_mask() if with_padding else None
+    full, _ = attention(x, x, x, padding, attn_mask=future_mask(6))
+    state: dict = {}
+    for t in range(6):
+        now = None if padding is None else padding[:, t : t + 1]
+        # fairseq passes no mask at a step without padding
+        now = None if now is None or not now.any() else now
+        step, _ = attention(x[t : t + 1], x[t : t + 1], x[t : t + 1], now, state)
+        assert_same(step, full[t : t + 1], 1e-5)
+
+
+def test_attention_to_the_encoder_is_projected_once_and_follows_the_beams():
+    torch.manual_seed(0)
+    attention = MultiheadAttention(8, 2, key_dim=6).eval()
+    source, padding = torch.randn(5, 3, 6), torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
+    query = torch.randn(2, 3, 8)
+    state: dict = {}
+    attention(query[:1], source, source, padding, state, static_kv=True)
+    order = torch.tensor([1, 1, 0])
+    attention.reorder_incremental_state(state, order)
+    second, _ = attention(query[1:, order], None, None, None, state, static_kv=True)
+    expected, _ = attention(query[1:, order], source[:, order], source[:, order], padding[order])
+    assert_same(second, expected, 1e-5)
+
+
+def test_initial_weights_have_the_published_scale():
+    torch.manual_seed(0)
+    attention = MultiheadAttention(256, 4)
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        assert projection.weight.std().item() == pytest.approx((1 / 2**0.5) * (2 / 512) ** 0.5, rel=0.03)
+    assert attention.out_proj.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.03)
+    assert attention.out_proj.bias.abs().max() == 0
+
+
+def test_heads_must_divide():
+    with pytest.raises(ConfigError, match="3 heads do not divide an attention of 8 channels"):
+        MultiheadAttention(8, 3)
