@@ -1,0 +1,78 @@
+"""Makes a corpus ready for training: reads or generates its text, tokenizes, learns subwords, binarizes.
+
+  lite-transformer prepare embedded --dest data/embedded
+  lite-transformer prepare multi30k --source DIR --dest data/multi30k --pair en-de
+  lite-transformer prepare parallel --source DIR --dest data/mine --pair fr-en
+
+An interrupted run goes on where it stopped when the same command is typed again; finished steps are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from data_prep.corpora import CORPORA, find_corpus, parse_pair
+from data_prep.pipeline import Options, prepare
+from data_prep.text import SUBWORDS, TOKENIZERS, TextPipeline
+from lite_transformer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# options that are settings of TextPipeline; not given, the corpus's own settings hold
+TEXT_OPTIONS = ("normalize", "tokenizer", "aggressive_dash", "escape", "lowercase", "subword")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    known = "\n".join(f"  {corpus.name:<9} {corpus.description}" for corpus in CORPORA.values())
+    parser.description = f"{__doc__}\ncorpora:\n{known}"
+    parser.add_argument("corpus", metavar="CORPUS", help=f"one of: {', '.join(CORPORA)}")
+    parser.add_argument(
+        "--dest", type=Path, required=True, metavar="DIR", help="folder to make; DIR/bin is for training"
+    )
+    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the corpus's raw files")
+    parser.add_argument("--pair", metavar="SRC-TGT", help="languages, for example de-en")
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--lowercase", action=flag, help="lower-case the text")
+    parser.add_argument("--normalize", action=flag, help="Moses punctuation normalisation")
+    parser.add_argument("--tokenizer", choices=TOKENIZERS, help="word tokenizer")
+    parser.add_argument("--aggressive-dash", action=flag, help="Moses splits hyphenated words")
+    parser.add_argument("--escape", action=flag, help="Moses escapes XML's special characters")
+    parser.add_argument("--subword", choices=SUBWORDS, help="subword-nmt or SentencePiece")
+    parser.add_argument("--bpe-merges", type=int, metavar="N", help="BPE merges, or pieces of SentencePiece")
+    parser.add_argument(
+        "--joined-dictionary", action=flag, default=True, help="one dictionary for both languages (default)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of generated text (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    corpus = find_corpus(args.corpus)
+    if args.workers < 1:
+        raise DataError(f"--workers {args.workers}: at least 1 is needed.")
+    pair = parse_pair(args.pair, corpus)
+    chosen = {name: getattr(args, name) for name in TEXT_OPTIONS if getattr(args, name) is not None}
+    text = TextPipeline(language=pair[0], **{**corpus.text, **chosen}).to_json()
+    options = Options(
+        corpus=corpus,
+        pair=pair,
+        source=args.source,
+        text={name: text[name] for name in TEXT_OPTIONS},
+        merges=corpus.merges if args.bpe_merges is None else args.bpe_merges,
+        joined_dictionary=args.joined_dictionary,
+        seed=args.seed,
+    )
+    logger.info("corpus %s: %s", corpus.name, corpus.description)
+    logger.info("licence: %s", corpus.licence)
+    logger.info("reading %s; writing raw, bpe and bin to %s", args.source or "nothing (generated)", args.dest)
+    record = prepare(options, args.dest, args.workers)
+    counts = ", ".join(f"{split} {count}" for split, count in record["lines"].items())
+    sizes = ", ".join(f"{language} {size}" for language, size in record["dictionary_sizes"].items())
+    sys.stdout.write(
+        f"{corpus.name} {'-'.join(pair)} is ready in {args.dest} (lines: {counts}; dictionary: {sizes}). "
+        f"Next: lite-transformer train CONFIG --data {args.dest / 'bin'} --save-dir DIR\n"
+    )
+    return 0
