@@ -1,0 +1,239 @@
+"""Mult-Adds of a running module: every operator that reaches torch's dispatcher is counted, or free, or an error.
+
+The convention is that of `closed_form`, but nothing here knows a configuration: products are counted from the shapes
+of the tensors, and put down to the module that was running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lite_transformer.errors import UnknownOperatorError
+from lite_transformer.macs.report import ENCODER_DECODER, CostReport
+from lite_transformer.models.config import TransformerBaselineConfig
+from lite_transformer.modules.convolution import ShortRangeConv
+
+Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
+
+
+def _product(first: int, second: int) -> Formula:
+    """A matrix product of the arguments at these places: (..., M, N) by (..., N, P) costs ... M N P."""
+
+    def macs(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        left, right = args[first], args[second]
+        return left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
+
+    return macs
+
+
+def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:
+    """weight: (C_out, C_in / groups, K...); every output element is one product over C_in / groups and K."""
+    weight, transposed = args[1], args[6] if len(args) > 6 else False
+    if transposed:
+        return args[0].numel() * math.prod(weight.shape[1:])
+    return out.numel() * math.prod(weight.shape[1:])
+
+
+def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """query (B, H, T, R), key (B, H, S, R), value (B, H, S, R'): B H T S (R + R'), the full rectangle."""
+    query, key, value = args[:3]
+    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+# Operators with multiply-adds, by name without overload.
+FORMULAS: Mapping[str, Formula] = {
+    "aten::mm": _product(0, 1),
+    "aten::bmm": _product(0, 1),
+    "aten::mv": _product(0, 1),
+    "aten::dot": _product(0, 1),
+    "aten::addmm": _product(1, 2),
+    "aten::baddbmm": _product(1, 2),
+    "aten::addbmm": _product(1, 2),
+    "aten::addmv": _product(1, 2),
+    "aten::convolution": _convolution,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention": _attention,
+    "aten::_scaled_dot_product_efficient_attention": _attention,
+    "aten::_scaled_dot_product_cudnn_attention": _attention,
+    "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
+}
+
+# Operators that are free by the convention: they move, compare, look up, normalise, or work element by element.
+FREE = frozenset(
+    f"aten::{name}"
+    for name in """
+    abs add add_ alias all any arange bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or cat clamp clone
+    constant_pad_nd copy_ cos cumsum detach div div_ embedding empty empty_like empty_strided eq exp expand fill
+    fill_ full full_like gather ge gelu glu gt index index_select isinf isnan le lift_fresh log logical_and
+    logical_not logical_or lt masked_fill masked_fill_ max mean min mul mul_ native_dropout native_layer_norm ne neg
+    new_empty new_full new_ones new_zeros ones ones_like permute pow reciprocal relu relu_ repeat repeat_interleave
+    rsqrt rsub scalar_tensor select sigmoid silu sin slice split split_with_sizes sqrt squeeze stack sub sub_ sum t
+    tanh transpose tril triu triu_ unbind unfold unsqueeze view where zero_ zeros zeros_like _local_scalar_dense
+    _log_softmax _reshape_alias _safe_softmax _softmax _to_copy _unsafe_view
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Multiply-adds by the path of the module that ran them ('' for the counted module itself)."""
+
+    macs: Mapping[str, int]
+    taps: Mapping[str, int]
+
+
+class _Dispatch(TorchDispatchMode):
+    """Hands every operator's cost to ``spend``."""
+
+    def __init__(self, spend: Callable[[int], None]):
+        super().__init__()
+        self._spend = spend
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name not in FORMULAS and name not in FREE:
+            # An operator that torch itself composes of others, not yet taken apart (inference mode does that).
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            raise UnknownOperatorError(
+                f"the MAC counter has no formula for operator {name}. Give it one in FORMULAS of "
+                "lite_transformer/macs/counter.py, or list it in FREE if it multiplies no matrices"
+            )
+        out = func(*args, **kwargs)
+        if name in FORMULAS:
+            self._spend(FORMULAS[name](args, kwargs, out))
+        return out
+
+
+@contextlib.contextmanager
+def _tracked(module: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keeps path and module of the innermost running submodule on top of ``stack``."""
+    handles = []
+    for path, child in module.named_modules():
+        entry = (path, child)
+        handles.append(child.register_forward_pre_hook(lambda *_, entry=entry: stack.append(entry)))
+        handles.append(child.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> Count:
+    """The multiply-adds of ``module(*args, **kwargs)``, by submodule.
+
+    What a `ShortRangeConv` computes outside its child layers is the convolution itself and goes to ``taps``.
+
+    Raises: UnknownOperatorError naming an operator that has neither a formula nor a place on the free list.
+    """
+    macs: Counter[str] = Counter()
+    taps: Counter[str] = Counter()
+    stack: list[tuple[str, nn.Module]] = []
+
+    def spend(cost: int) -> None:
+        path, running = stack[-1] if stack else ("", module)
+        (taps if isinstance(running, ShortRangeConv) else macs)[path] += cost
+
+    with _tracked(module, stack), torch.no_grad(), _Dispatch(spend):
+        module(*args, **kwargs)
+    return Count(dict(macs), dict(taps))
+
+
+def count_model(model: nn.Module, source_length: int, target_length: int) -> CostReport:
+    """The cost of one teacher-forced pass of a fairseq encoder-decoder over one sentence pair without padding.
+
+    The model's parameters are counted as they are, vocabulary included; its training mode is left as it was.
+
+    Raises: UnknownOperatorError, also for a product in a module that is no known component.
+    """
+    device = next(model.parameters()).device
+    dictionary = model.encoder.dictionary
+    token = dictionary.nspecial if len(dictionary) > dictionary.nspecial else dictionary.unk()
+    source = torch.full((1, source_length), token, device=device)
+    previous = torch.full((1, target_length), token, device=device)
+    training = model.training
+    model.eval()
+    try:
+        count = count_macs(model, source, torch.tensor([source_length], device=device), previous)
+    finally:
+        model.train(training)
+    macs: Counter[str] = Counter()
+    for path, cost in count.macs.items():
+        macs[_component(model, path)] += cost
+    for path, cost in count.taps.items():
+        macs[f"{path.partition('.')[0]} convolution taps"] += cost
+    params: Counter[str] = Counter()
+    for path, parameter in model.named_parameters():
+        params[_component(model, path.rpartition(".")[0])] += parameter.numel()
+    return CostReport.build(source_length, target_length, macs, params)
+
+
+# The innermost of these names on a module's path says which component it belongs to.
+_COMPONENTS = {
+    "encoder_attn": "cross-attention",
+    "fc1": "feed-forward",
+    "fc2": "feed-forward",
+    "self_attn_layer_norm": "layer norm",
+    "encoder_attn_layer_norm": "layer norm",
+    "final_layer_norm": "layer norm",
+    "layer_norm": "layer norm",
+    "layernorm_embedding": "layer norm",
+    "embed_tokens": "embeddings",
+    "embed_positions": "embeddings",
+}
+
+
+def _component(model: nn.Module, path: str) -> str:
+    side, _, rest = path.partition(".")
+    names = rest.split(".")
+    if side in ENCODER_DECODER:
+        if names[0] == "output_projection":
+            return "output projection"
+        for name in reversed(names):
+            if name in _COMPONENTS:
+                return f"{side} {_COMPONENTS[name]}"
+            if name == "weight_linear":
+                return f"{side} kernel generator"
+        if "self_attn" in names:
+            ancestors = [model.get_submodule(".".join([side, *names[:end]])) for end in range(1, len(names) + 1)]
+            is_convolution = any(isinstance(ancestor, ShortRangeConv) for ancestor in ancestors)
+            return f"{side} {'convolution' if is_convolution else 'attention'}"
+    raise UnknownOperatorError(f"the MAC counter does not know what component module '{path}' belongs to")
+
+
+class _Vocabularies:
+    """What fairseq's ``build_model`` asks of a task: two dictionaries."""
+
+    def __init__(self, source_types: int, target_types: int):
+        from fairseq.data import Dictionary
+
+        def dictionary(types: int):
+            made = Dictionary()
+            for number in range(types - len(made)):
+                made.add_symbol(f"w{number}")
+            return made
+
+        self.source_dictionary = dictionary(source_types)
+        self.target_dictionary = dictionary(target_types)
+
+
+def build_model(config: TransformerBaselineConfig, source_types: int = 8, target_types: int = 8) -> nn.Module:
+    """An untrained model of a resolved configuration on the CPU, with tiny made-up vocabularies."""
+    from lite_transformer.models.config import LiteTransformerConfig
+    from lite_transformer.models.lite_transformer import MODEL_CLASSES
+
+    name = "lite_transformer" if isinstance(config, LiteTransformerConfig) else "transformer"
+    return MODEL_CLASSES[name].build_model(config, _Vocabularies(source_types, target_types))
