@@ -76,7 +76,7 @@ class NumberArray(np.ndarray):
         _version, shape, code, fortran_order, raw = state
         if not isinstance(code, NumberCode) or not isinstance(raw, bytes):
             raise ValueError("NumPy data that is not plain numbers")
-        super().__setstate__((1, tuple(shape), code.dtype(), bool(fortran_order), raw))
+        super().__setstate__((1, tuple(shape), code.dtype(), np.bool(fortran_order), raw))
 
     def __reduce__(self) -> Any:
         # saved again, it is an ordinary array
@@ -115,7 +115,7 @@ def register_safe_names() -> None:
     """Adds the names to torch's allow-list for the whole process; doing it twice changes nothing."""
     by_old_name = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     # Under their own names too: an old checkpoint that is loaded and saved again names the stand-ins.
-    by_own_name = [PastAverageMeter, PastTimeMeter, PastStopwatchMeter, widened_ffn_init]
+    by_own_name: list[Any] = [PastAverageMeter, PastTimeMeter, PastStopwatchMeter, widened_ffn_init]
     torch.serialization.add_safe_globals([Namespace, *by_old_name, *by_own_name])
 
 
