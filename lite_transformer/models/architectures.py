@@ -92,8 +92,15 @@ def _transformer(
         "decoder_attention_heads": heads,
     } | more.pop("settings", {})
     return Architecture(
-        name, "transformer", data, MappingProxyType(settings), macs, params, *published,
-        source=f"{_PAPER}, dimensions inferred", **more,
+        name,
+        "transformer",
+        data,
+        MappingProxyType(settings),
+        macs,
+        params,
+        *published,
+        source=f"{_PAPER}, dimensions inferred",
+        **more,
     )
 
 
@@ -109,7 +116,13 @@ def _lightconv(name: str, dim: int, macs: int, params: int, published: tuple[str
         "cross_attention_heads": 4,
     }
     return Architecture(
-        name, "lite_transformer", IWSLT14_DE_EN, MappingProxyType(settings), macs, params, *published,
+        name,
+        "lite_transformer",
+        IWSLT14_DE_EN,
+        MappingProxyType(settings),
+        macs,
+        params,
+        *published,
         source=f"{_PAPER}, dimensions inferred",
     )
 

@@ -38,7 +38,9 @@ class TransformerBaselineConfig(FairseqDataclass):
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option("relu", "feed-forward activation")
     dropout: float = _option(0.1, "dropout after each sublayer and on the embeddings")
     attention_dropout: float = _option(0.0, "dropout on attention probabilities")
-    activation_dropout: float = _option(0.0, "dropout after the feed-forward activation", argparse_alias="--relu-dropout")
+    activation_dropout: float = _option(
+        0.0, "dropout after the feed-forward activation", argparse_alias="--relu-dropout"
+    )
 
     encoder_embed_dim: int = _option(512, "channels of the encoder")
     encoder_ffn_embed_dim: Optional[int] = _option(2048, "hidden channels of the encoder's feed-forward layers")

@@ -1,0 +1,67 @@
+import copy
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.optim.adam import FairseqAdam
+from omegaconf import OmegaConf
+
+from lite_transformer.optim.fused_adam import FusedAdam
+from tests.helpers.compare import assert_same
+
+
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in ((7, 5), (5,), (1,))]
+
+
+def config(weight_decay):
+    return OmegaConf.create(
+        {"lr": [0.01], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "weight_decay": weight_decay,
+         "use_old_adam": True, "fp16_adam_stats": False, "tpu": False}
+    )  # fmt: skip
+
+
+def set_gradients(params, step):
+    generator = torch.Generator().manual_seed(step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_follows_fairseqs_adam(weight_decay):
+    ours, theirs = parameters(), parameters()
+    fused, plain = FusedAdam(config(weight_decay), ours), FairseqAdam(config(weight_decay), theirs)
+    for step in range(20):
+        for optimizer, params in ((fused, ours), (plain, theirs)):
+            set_gradients(params, step)
+            optimizer.set_lr(0.01 / (step + 1))
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert_same(a.detach(), b.detach(), 1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
+def test_clipping_is_fairseqs(max_norm):
+    ours, theirs = parameters(), parameters()
+    set_gradients(ours, 0), set_gradients(theirs, 0)
+    norm = FusedAdam(config(0.0), ours).clip_grad_norm(max_norm)
+    expected = utils.clip_grad_norm_(theirs, max_norm)
+    assert_same(norm, expected, 1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_same(a.grad, b.grad, 1e-6)
+
+
+def test_state_is_saved_and_restored():
+    ours, other = parameters(), parameters()
+    first, second = FusedAdam(config(0.1), ours), FusedAdam(config(0.1), other)
+    set_gradients(ours, 0), first.step()
+    with torch.no_grad():
+        for a, b in zip(other, ours, strict=True):
+            a.copy_(b)
+    second.load_state_dict(copy.deepcopy(first.state_dict()), second.optimizer_config)
+    for optimizer, params in ((first, ours), (second, other)):
+        set_gradients(params, 1)
+        optimizer.step()
+    for a, b in zip(ours, other, strict=True):
+        assert_same(a.detach(), b.detach(), 0)
