@@ -48,7 +48,7 @@ CORPORA = {
         Corpus(
             name="embedded",
             description="dates, times, names, units, amounts and numbers, rendered in two languages; needs no network",
-            licence="generated here from CLDR (Unicode licence) by Babel (BSD) and from num2words (LGPL); no text is copied",
+            licence="generated from CLDR (Unicode licence) by Babel (BSD) and by num2words (LGPL); no text is copied",
             citation="Unicode CLDR Project, https://cldr.unicode.org",
             languages=embedded.LANGUAGES,
             default_pair=("de", "en"),

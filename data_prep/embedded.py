@@ -1,13 +1,14 @@
 """The embedded corpus: localisation pairs in German, English and French that need no network.
 
-Values (dates, times, amounts, quantities, numbers, names) are drawn at random and rendered in both languages, by Babel
-from CLDR's locale data and by num2words for numbers in words; ``embedded_sentences`` puts several into one sentence. The
-task is real: fields change places (4. Mai 2021 / May 4, 2021), clocks change from 24 to 12 hours, nouns agree with numbers.
+Values (dates, times, amounts, quantities, numbers, names) are drawn at random and rendered in both languages, by
+Babel from CLDR's locale data and by num2words for numbers in words; ``embedded_sentences`` puts several into one
+sentence. The task is real: fields change places (4. Mai 2021 / May 4, 2021), clocks change from 24 to 12 hours,
+nouns agree with numbers.
 
-Splits are disjoint by value: the hash of a value, not of its rendering, says which split may draw it, so a date of the
-test split is in no training line, in no style. Names of closed classes (territories, languages, currencies, scripts, time
-zones) must recur inside longer lines; there, and wherever else no open value occurs, the hash of the whole pair decides.
-No source line occurs twice, neither within nor across splits, so each has exactly one translation.
+Splits are disjoint by value: the hash of a value, not of its rendering, says which split may draw it, so a date of
+the test split is in no training line, in no style. Names of closed classes (territories, languages, currencies,
+scripts, time zones) must recur inside longer lines; there, and wherever else no open value occurs, the hash of the
+whole line decides. No source line occurs twice, neither within nor across splits, so each has one translation.
 """
 
 from __future__ import annotations
@@ -33,39 +34,59 @@ SHARES = {"test": 0.03, "valid": 0.03}  # of all values; the rest is train's
 
 Value = tuple[Any, ...]
 
-TERRITORIES = tuple(
-    "AD AE AF AG AL AM AO AR AT AU AZ BA BB BD BE BF BG BH BI BJ BN BO BR BS BT BW BY BZ CA CD CF CG CH CI CL CM CN CO CR "
-    "CU CV CY CZ DE DJ DK DM DO DZ EC EE EG ER ES ET FI FJ FR GA GB GE GH GM GN GR GT GY HN HR HT HU ID IE IL IN IQ IR IS "
-    "IT JM JO JP KE KG KH KR KW KZ LA LB LI LK LR LT LU LV LY MA MC MD ME MG MK ML MM MN MR MT MU MX MY MZ NA NE NG NI NL "
-    "NO NP NZ OM PA PE PG PH PK PL PT PY QA RO RS RU RW SA SD SE SG SI SK SN SO SR SY TD TG TH TJ TM TN TO TR TW TZ UA UG "
-    "US UY UZ VE VN YE ZA ZM ZW".split()
+
+def _codes(text: str) -> tuple[str, ...]:
+    """The words of a block of text: long tables stay readable."""
+    return tuple(text.split())
+
+
+TERRITORIES = _codes(
+    """
+    AD AE AF AG AL AM AO AR AT AU AZ BA BB BD BE BF BG BH BI BJ BN BO BR BS BT BW BY BZ CA CD CF CG CH CI CL CM CN
+    CO CR CU CV CY CZ DE DJ DK DM DO DZ EC EE EG ER ES ET FI FJ FR GA GB GE GH GM GN GR GT GY HN HR HT HU ID IE IL
+    IN IQ IR IS IT JM JO JP KE KG KH KR KW KZ LA LB LI LK LR LT LU LV LY MA MC MD ME MG MK ML MM MN MR MT MU MX MY
+    MZ NA NE NG NI NL NO NP NZ OM PA PE PG PH PK PL PT PY QA RO RS RU RW SA SD SE SG SI SK SN SO SR SY TD TG TH TJ
+    TM TN TO TR TW TZ UA UG US UY UZ VE VN YE ZA ZM ZW
+    """
 )
-NAMED_LANGUAGES = tuple(
-    "af am ar az be bg bn bs ca cs cy da de el en es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko ku "
-    "ky la lb lo lt lv mg mk ml mn mr ms mt my ne nl no pa pl ps pt ro ru sk sl so sq sr sv sw ta te tg th tk tr uk ur uz "
-    "vi xh yi zh zu".split()
+NAMED_LANGUAGES = _codes(
+    """
+    af am ar az be bg bn bs ca cs cy da de el en es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk km kn
+    ko ku ky la lb lo lt lv mg mk ml mn mr ms mt my ne nl no pa pl ps pt ro ru sk sl so sq sr sv sw ta te tg th tk
+    tr uk ur uz vi xh yi zh zu
+    """
 )
-SCRIPTS = tuple(
-    "Arab Armn Beng Brai Cyrl Deva Egyp Ethi Geor Goth Grek Gujr Hang Hebr Hira Kana Khmr Laoo Latn Mong Mymr Phnx Runr "
-    "Sinh Taml Telu Tibt".split()
+SCRIPTS = _codes(
+    """
+    Arab Armn Beng Brai Cyrl Deva Egyp Ethi Geor Goth Grek Gujr Hang Hebr Hira Kana Khmr Laoo Latn Mong Mymr Phnx
+    Runr Sinh Taml Telu Tibt
+    """
 )
-CURRENCIES = tuple(
-    "EUR USD GBP CHF JPY CNY INR CAD AUD NZD SEK NOK DKK PLN CZK HUF RON BGN TRY RUB UAH ILS EGP ZAR BRL MXN ARS CLP COP "
-    "KRW THB VND SGD HKD ISK SAR MAD KES".split()
+CURRENCIES = _codes(
+    """
+    EUR USD GBP CHF JPY CNY INR CAD AUD NZD SEK NOK DKK PLN CZK HUF RON BGN TRY RUB UAH ILS EGP ZAR BRL MXN ARS CLP
+    COP KRW THB VND SGD HKD ISK SAR MAD KES
+    """
 )
 WORD_CURRENCIES = ("EUR", "USD")  # those whose amounts num2words spells well in all three languages
-UNITS = tuple(
-    "length-kilometer length-meter length-centimeter length-millimeter length-mile length-foot length-inch mass-kilogram "
-    "mass-gram mass-milligram mass-tonne mass-ounce volume-liter volume-milliliter volume-cubic-meter volume-gallon "
-    "area-square-meter area-square-kilometer area-hectare duration-second duration-minute duration-hour duration-day "
-    "duration-week duration-month duration-year digital-byte digital-kilobyte digital-megabyte digital-gigabyte "
-    "digital-terabyte energy-kilowatt-hour energy-kilojoule energy-kilocalorie power-watt power-kilowatt power-horsepower "
-    "speed-kilometer-per-hour speed-meter-per-second speed-mile-per-hour temperature-celsius temperature-fahrenheit "
-    "pressure-hectopascal pressure-bar frequency-megahertz frequency-gigahertz electric-volt electric-ampere".split()
-)
-ZONES = tuple(
-    "Europe_Central Europe_Eastern Europe_Western America_Eastern America_Central America_Mountain America_Pacific Japan "
-    "China India Korea Israel Arabian Moscow Singapore Australia_Eastern New_Zealand Argentina Brasilia Africa_Eastern".split()
+UNITS = {
+    "length": "length-kilometer length-meter length-centimeter length-millimeter length-mile length-foot length-inch",
+    "weight": "mass-kilogram mass-gram mass-milligram mass-tonne mass-ounce",
+    "duration": "duration-second duration-minute duration-hour duration-day duration-week duration-month duration-year",
+    "volume": "volume-liter volume-milliliter volume-cubic-meter volume-gallon",
+    "area": "area-square-meter area-square-kilometer area-hectare",
+    "storage": "digital-byte digital-kilobyte digital-megabyte digital-gigabyte digital-terabyte",
+    "temperature": "temperature-celsius temperature-fahrenheit",
+    "speed": "speed-kilometer-per-hour speed-meter-per-second speed-mile-per-hour",
+    "power": "power-watt power-kilowatt power-horsepower energy-kilowatt-hour energy-kilojoule energy-kilocalorie",
+    "other": "pressure-hectopascal pressure-bar frequency-megahertz frequency-gigahertz electric-volt electric-ampere",
+}
+ZONES = _codes(
+    """
+    Europe_Central Europe_Eastern Europe_Western America_Eastern America_Central America_Mountain America_Pacific
+    Japan China India Korea Israel Arabian Moscow Singapore Australia_Eastern New_Zealand Argentina Brasilia
+    Africa_Eastern
+    """
 )
 PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2592000, "year": 31536000}
 FIRST_DAY = datetime.date(1950, 1, 1)  # one century, so that a two-digit year stands for one year only
@@ -155,21 +176,28 @@ def _draw_interval(rng: random.Random) -> Value:
 def _render_interval(value: Value, variant: str, language: str) -> str:
     from babel import dates
 
-    return dates.format_interval(*value, "yMMMd", locale=language)
+    start, end = value
+    return dates.format_interval(start, end, "yMMMd", locale=language)
 
 
 def _render_hours(value: Value, variant: str, language: str) -> str:
     from babel import dates
 
-    return dates.format_interval(*sorted(value), "hm" if language == "en" else "Hm", locale=language)
+    start, end = sorted(value)
+    return dates.format_interval(start, end, "hm" if language == "en" else "Hm", locale=language)
 
 
 def _draw_month(rng: random.Random) -> Value:
     return (datetime.date(rng.randint(1950, 2049), rng.randint(1, 12), 1),)
 
 
+def _draw_past(rng: random.Random) -> Value:
+    return (-rng.randint(1, 400), rng.choice(tuple(PERIODS)))
+
+
 def _draw_relative(rng: random.Random) -> Value:
-    return (rng.choice((-1, 1)) * rng.randint(1, 400), rng.choice(tuple(PERIODS)))
+    number, period = _draw_past(rng)
+    return (rng.choice((-1, 1)) * number, period)
 
 
 def _render_relative(value: Value, variant: str, language: str) -> str:
@@ -233,22 +261,29 @@ def _draw_amount(rng: random.Random) -> Value:
 def _render_amount(value: Value, variant: str, language: str) -> str:
     from babel import numbers
 
+    number, currency = value
     kind: Any = variant
-    return numbers.format_currency(*value, format_type=kind, locale=language)
+    return numbers.format_currency(number, currency, format_type=kind, locale=language)
 
 
-def _draw_quantity(rng: random.Random) -> Value:
-    number = (
-        _scaled(rng.randint(1, 999), rng.choice((0, 0, 1))) if rng.random() < 0.9 else _scaled(rng.randint(1, 3), 0)
-    )
-    return (number, rng.choice(UNITS))
+def _quantities_family(*kinds: str) -> Family:
+    units = " ".join(UNITS[kind] for kind in kinds).split()
+
+    def draw(rng: random.Random) -> Value:
+        largest, decimals = rng.choice(
+            ((3, 0), (999, 0), (999, 0), (999, 1))
+        )  # one and few often: they decide on plurals
+        return (_scaled(rng.randint(1, largest), decimals), rng.choice(units))
+
+    return Family(draw, _whole("quantity"), _render_quantity, ("long", "short"))
 
 
 def _render_quantity(value: Value, variant: str, language: str) -> str:
     from babel import units
 
+    number, unit = value
     length: Any = variant
-    return units.format_unit(*value, length=length, locale=language)
+    return units.format_unit(number, unit, length=length, locale=language)
 
 
 def _draw_word_number(rng: random.Random) -> Value:
@@ -359,13 +394,19 @@ FAMILIES: Mapping[str, Family] = {
         ("yQQQQ", "yQQQ"),
     ),
     "relative": Family(_draw_relative, _whole("relative"), _render_relative),
+    "past": Family(_draw_past, _whole("relative"), _render_relative),
     "number": Family(_draw_number, _whole("number"), _render_number),
     "percent": Family(_draw_percent, _whole("percent"), _render_number, ("percent",)),
     "compact": Family(
         _draw_compact, lambda value: [("compact", value[:2])], _render_compact, ("short", "long", "currency")
     ),
     "amount": Family(_draw_amount, _whole("amount"), _render_amount, ("standard", "name")),
-    "quantity": Family(_draw_quantity, _whole("quantity"), _render_quantity, ("long", "short")),
+    "quantity": _quantities_family(*UNITS),
+    "length": _quantities_family("length"),
+    "weight": _quantities_family("weight"),
+    "duration": _quantities_family("duration"),
+    "temperature": _quantities_family("temperature"),
+    "mixture": _quantities_family("weight", "volume"),
     "words": Family(_draw_word_number, _whole("words"), _render_words, ("cardinal", "ordinal", "year")),
     "amount_words": Family(_draw_word_amount, _whole("amount_words"), _render_word_amount),
     "territory": _names_family("territories"),
@@ -447,15 +488,16 @@ class _Writer:
         """A new line of the split; None if the draw was a repetition or belongs to another split."""
         (kind,) = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))
         if kind == "two_sentences":
-            parts = [self._sentence(split, rng), self._sentence(split, rng)]
+            drawn = [self._sentence(split, rng), self._sentence(split, rng)]
         elif kind == "sentence":
-            parts = [self._sentence(split, rng)]
+            drawn = [self._sentence(split, rng)]
         else:
-            parts = [self._part(kind, FAMILIES[kind].variants, split, rng)]
-        if any(part is None for part in parts):
+            drawn = [self._part(kind, FAMILIES[kind].variants, split, rng)]
+        parts = [part for part in drawn if part is not None]
+        if len(parts) < len(drawn):
             return None
-        source, target = (" ".join(part[side] for part in parts if part) for side in (0, 1))
-        is_open = any(part[2] for part in parts if part)
+        source, target = " ".join(part[0] for part in parts), " ".join(part[1] for part in parts)
+        is_open = any(part[2] for part in parts)
         if not is_open and split_of("line", source, self.seed) != split:
             return None
         if source in self.used or not self._agrees(source, target):

@@ -1,4 +1,4 @@
-"""The user's own parallel text: two files a split, plain or gzip-compressed, line n of one translates line n of the other."""
+"""The user's own parallel text: two files a split, plain or .gz; line n of one translates line n of the other."""
 
 from __future__ import annotations
 

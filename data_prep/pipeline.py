@@ -70,7 +70,7 @@ def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
             shutil.rmtree(leftover)
         _step(dest, "raw", lambda folder: _write_raw(options, sources, folder))
         _step(dest, "bpe", lambda folder: _write_subwords(options, dest / "raw", folder, workers))
-        _step(dest, "bin", lambda folder: _write_binarized(options, dest, folder, workers))
+        _step(dest, "bin", lambda folder: _write_binarized(options, dest, folder))
         if not (dest / RECORD_FILE).exists():
             write_json(dest / RECORD_FILE, read_json(dest / "bin" / RECORD_FILE))
     record = read_json(dest / RECORD_FILE)
@@ -144,7 +144,8 @@ def _check_options(dest: Path, wanted: dict[str, Any]) -> None:
     changed = [f"{key} was {begun.get(key)!r}, now {wanted[key]!r}" for key in wanted if begun.get(key) != wanted[key]]
     if changed:
         raise DataError(
-            f"{dest} was prepared with other settings: {'; '.join(changed)}. Choose another --dest, or delete {dest} first."
+            f"{dest} was prepared with other settings: {'; '.join(changed)}. "
+            f"Choose another --dest, or delete {dest} first."
         )
 
 
@@ -203,10 +204,10 @@ def _write_subwords(options: Options, raw: Path, folder: Path, workers: int) -> 
     shutil.rmtree(tokenized)
 
 
-def _write_binarized(options: Options, dest: Path, folder: Path, workers: int) -> None:
+def _write_binarized(options: Options, dest: Path, folder: Path) -> None:
     from data_prep.binarize import binarize
 
-    sizes = binarize(dest / "bpe", folder, options.pair, SPLITS, options.joined_dictionary, workers)
+    sizes = binarize(dest / "bpe", folder, options.pair, SPLITS, options.joined_dictionary)
     codes = CODES_FILES[options.text["subword"]]
     (folder / "bpe").mkdir()
     shutil.copyfile(dest / "bpe" / codes, folder / "bpe" / codes)
