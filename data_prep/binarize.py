@@ -19,7 +19,7 @@ def binarize(
 ) -> dict[str, int]:
     """Writes fairseq's dictionaries and indexed data sets of SPLIT.LANG files; returns dictionary sizes by language.
 
-    The files are byte for byte those of `fairseq-preprocess`, written faster: one tensor a line, not one token at a time.
+    The files are byte for byte those of `fairseq-preprocess`, written faster: a tensor a line, not a token at a time.
 
     Args:
         text_folder: holds SPLIT.LANG, one line of subwords a sentence. The dictionaries come from ``train`` alone.
