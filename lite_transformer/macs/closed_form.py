@@ -61,7 +61,7 @@ def closed_form(
         _layer_norms(total, config, side, len(layers))
     _embeddings(total, config, source_vocab, target_vocab)
     shared_output = config.share_all_embeddings or config.share_decoder_input_output_embed
-    matrix = config.decoder_embed_dim * target_vocab
+    matrix = _channels(config, "decoder") * target_vocab
     total.add("output projection", target_length * matrix, 0 if shared_output else matrix)
     return CostReport.build(source_length, target_length, total.macs, total.params)
 
@@ -77,16 +77,22 @@ def _check_sizes(config: TransformerBaselineConfig, *sizes: int) -> None:
             f"share_all_embeddings needs one joined vocabulary, got sizes {source_vocab} (source) and "
             f"{target_vocab} (target)"
         )
-    limits = ((sizes[0], config.max_source_positions, config.encoder_learned_pos, "source"),)
-    limits += ((sizes[1], config.max_target_positions, config.decoder_learned_pos, "target"),)
-    for length, limit, learned, side in limits:
+    limits = (
+        (sizes[0], config.max_source_positions, config.encoder_learned_pos, "source"),
+        (sizes[1], config.max_target_positions, config.decoder_learned_pos, "target"),
+    )
+    for length, limit, learned, end in limits:
         if learned and length > limit:
-            raise ConfigError(f"{side} length {length} is over max_{side}_positions {limit}, the learned positions")
+            raise ConfigError(f"{end} length {length} is over max_{end}_positions {limit}, the learned positions")
+
+
+def _channels(config: TransformerBaselineConfig, side: str) -> int:
+    return int(getattr(config, f"{side}_embed_dim"))
 
 
 def _self_attention(total: _Sum, config: TransformerBaselineConfig, side: str, layer: int, n: int) -> None:
     if not isinstance(config, LiteTransformerConfig):
-        _attention(total, f"{side} attention", getattr(config, f"{side}_embed_dim"), n)
+        _attention(total, f"{side} attention", _channels(config, side), n)
         return
     for branch in config.branches(side, layer):
         if branch.kind == "attention":
@@ -117,7 +123,7 @@ def _convolution(total: _Sum, side: str, branch: BranchConfig, n: int) -> None:
 
 def _cross_attention(total: _Sum, config: TransformerBaselineConfig, source_length: int, target_length: int) -> None:
     """2 d^2 T for queries and output, 2 d d_enc S for keys and values, 2 S T d for the two products."""
-    d, d_encoder = config.decoder_embed_dim, config.encoder_embed_dim
+    d, d_encoder = _channels(config, "decoder"), _channels(config, "encoder")
     total.add(
         "decoder cross-attention",
         2 * d * d * target_length + 2 * d * d_encoder * source_length + 2 * source_length * target_length * d,
@@ -127,7 +133,7 @@ def _cross_attention(total: _Sum, config: TransformerBaselineConfig, source_leng
 
 def _feed_forward(total: _Sum, config: TransformerBaselineConfig, side: str, n: int) -> None:
     """2 d F n."""
-    d, hidden = getattr(config, f"{side}_embed_dim"), getattr(config, f"{side}_ffn_embed_dim")
+    d, hidden = _channels(config, side), getattr(config, f"{side}_ffn_embed_dim")
     total.add(f"{side} feed-forward", 2 * d * hidden * n, 2 * d * hidden + hidden + d)
 
 
@@ -135,16 +141,16 @@ def _layer_norms(total: _Sum, config: TransformerBaselineConfig, side: str, laye
     """Two a layer in the encoder, three in the decoder; one more at the end of a pre-norm stack."""
     norms = layers * (2 if side == "encoder" else 3)
     norms += bool(getattr(config, f"{side}_normalize_before")) + bool(config.layernorm_embedding)
-    total.add(f"{side} layer norm", 0, norms * 2 * getattr(config, f"{side}_embed_dim"))
+    total.add(f"{side} layer norm", 0, norms * 2 * _channels(config, side))
 
 
 def _embeddings(total: _Sum, config: TransformerBaselineConfig, source_vocab: int, target_vocab: int) -> None:
-    total.add("encoder embeddings", 0, source_vocab * config.encoder_embed_dim)
+    total.add("encoder embeddings", 0, source_vocab * _channels(config, "encoder"))
     if not config.share_all_embeddings:
-        total.add("decoder embeddings", 0, target_vocab * config.decoder_embed_dim)
+        total.add("decoder embeddings", 0, target_vocab * _channels(config, "decoder"))
     if config.no_token_positional_embeddings:
         return
     for side, end in zip(ENCODER_DECODER, ("source", "target"), strict=True):
         if getattr(config, f"{side}_learned_pos"):
             positions = getattr(config, f"max_{end}_positions") + _POSITIONS_OFFSET
-            total.add(f"{side} embeddings", 0, positions * getattr(config, f"{side}_embed_dim"))
+            total.add(f"{side} embeddings", 0, positions * _channels(config, side))
