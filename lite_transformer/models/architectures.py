@@ -1,9 +1,9 @@
 """The named architectures as data: settings, published figures and where they come from. No code runs here.
 
 Sharing of embeddings is left to the recipes: it depends on the dictionaries, and a fairseq switch whose default is
-on turns off when it is typed. Dimensions of the Lite rows are those of the paper's configuration files; dimensions of the baselines are inferred
-as the round sizes that give both published columns at once. ``macs`` and ``core_params`` are integers that
-`lite_transformer.macs` recomputes and the tests compare.
+on turns off when it is typed. Dimensions of the Lite rows are those of the paper's configuration files; dimensions of
+the baselines are inferred as the round sizes that give both published columns at once. ``macs`` and ``core_params``
+are integers that `lite_transformer.macs` recomputes and the tests compare.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ WMT16_EN_DE = DataSet("WMT'16 En-De", 30, 30, 32768, 32768, shared_embeddings=Tr
 WMT14_EN_FR = DataSet("WMT'14 En-Fr", 30, 30, 44512, 44512, shared_embeddings=True)
 # About 30k joint BPE types; the exact size was never published.
 CNN_DM = DataSet("CNN/DailyMail", 30, 60, 30000, 30000, shared_embeddings=True)
+# Size of the joint dictionary of our own preparation (10,000 merges, En-De).
+MULTI30K = DataSet("Multi30k", 30, 30, 9728, 9728, shared_embeddings=True)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             _lite("lite_transformer_iwslt_de_en", IWSLT14_DE_EN, 160, 54_144_000, 1_713_584, ("54M", "2.8M")),
             _lite("lite_transformer_iwslt_de_en_240", IWSLT14_DE_EN, 240, 119_232_000, 3_837_104, ("119M", "5.4M")),
             _lite("lite_transformer_iwslt_de_en_320", IWSLT14_DE_EN, 320, 209_664_000, 6_805_424, ("209M", "8.9M")),
-            _transformer("transformer_iwslt_de_en_63m", IWSLT14_DE_EN, 128, 256, 63_129_600, 1_987_584, ("63M", "2.8M")),
+            _transformer(
+                "transformer_iwslt_de_en_63m", IWSLT14_DE_EN, 128, 256, 63_129_600, 1_987_584, ("63M", "2.8M")
+            ),
             _transformer(
                 "transformer_iwslt_de_en_139m", IWSLT14_DE_EN, 192, 384, 138_931_200, 4_455_936, ("139M", "5.7M")
             ),
@@ -188,6 +192,22 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             _transformer(
                 "transformer_cnn_dm_2g", CNN_DM, 512, 2048, 2_020_515_840, 44_138_496, ("2.0G", "44.1M"),
                 other_lengths={(100, 60): 3_643_637_760, (1000, 60): 29_876_060_160},
+            ),
+            Architecture(
+                "transformer_multi30k", "transformer", MULTI30K,
+                MappingProxyType(
+                    {
+                        "encoder_embed_dim": 128,
+                        "encoder_ffn_embed_dim": 256,
+                        "decoder_ffn_embed_dim": 256,
+                        "encoder_layers": 4,
+                        "decoder_layers": 4,
+                        "encoder_attention_heads": 4,
+                        "decoder_attention_heads": 4,
+                        "dropout": 0.3,
+                    }
+                ),
+                42_086_400, 1_325_056, "", "2.6M", source="Transformer-Tiny, Wu et al. 2021",
             ),
         ]
     }

@@ -35,7 +35,9 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
 class TransformerBaselineConfig(FairseqDataclass):
     """fairseq's Transformer as one flat, typed list of options; the baselines of the paper's tables use it."""
 
-    activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option("relu", "feed-forward activation")
+    activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option(  # type: ignore[valid-type]
+        "relu", "feed-forward activation"
+    )
     dropout: float = _option(0.1, "dropout after each sublayer and on the embeddings")
     attention_dropout: float = _option(0.0, "dropout on attention probabilities")
     activation_dropout: float = _option(
@@ -177,24 +179,28 @@ class LiteTransformerConfig(TransformerBaselineConfig):
     encoder_kernel_sizes: Optional[List[int]] = _option(
         None, "kernel size of each layer; one number for all; 3,7,15,31,31,... unless given"
     )
-    encoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option("glu", "gate of the dynamic convolution branch")
+    encoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
+        "glu", "gate of the dynamic convolution branch"
+    )
 
     decoder_branches: Optional[List[str]] = _option(None, "as --encoder-branches; the encoder's unless given")
     decoder_branch_dims: Optional[List[int]] = _option(None, "as --encoder-branch-dims")
     decoder_branch_heads: Optional[List[int]] = _option(None, "as --encoder-branch-heads")
     decoder_branch_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-branch-kernel-sizes")
     decoder_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-kernel-sizes")
-    decoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option("glu", "as --encoder-conv-gate")
+    decoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
+        "glu", "as --encoder-conv-gate"
+    )
 
     weight_dropout: float = _option(0.0, "DropConnect on the convolution kernels")
     no_weight_softmax: bool = _option(False, "do not normalise the convolution kernels by a softmax")
     no_conv_linear: bool = _option(False, "no linear layers around the convolution")
-    conv_padding_mask: ChoiceEnum(["after_gate", "before_linear"]) = _option(
+    conv_padding_mask: ChoiceEnum(["after_gate", "before_linear"]) = _option(  # type: ignore[valid-type]
         "after_gate",
         "where padded positions are zeroed: after the gate, so that real tokens never see padding, or before the "
         "first linear layer, as the published checkpoints were trained",
     )
-    ffn_init: ChoiceEnum(["xavier", "widened"]) = _option(
+    ffn_init: ChoiceEnum(["xavier", "widened"]) = _option(  # type: ignore[valid-type]
         "xavier", "initial scale of the feed-forward layers; widened: as if they widened by two (IWSLT)"
     )
 
@@ -235,7 +241,7 @@ class LiteTransformerConfig(TransformerBaselineConfig):
                     if size and size % 2 == 0
                 ]
             found += [f"--{side}-kernel-sizes: {size} is not a positive number" for size in sizes if size < 1]
-        if self.cross_attention_heads < 1 or self.decoder_embed_dim % self.cross_attention_heads != 0:
+        if self.cross_attention_heads < 1 or (self.decoder_embed_dim or 0) % self.cross_attention_heads != 0:
             found.append(
                 f"--cross-attention-heads {self.cross_attention_heads} does not divide "
                 f"--decoder-embed-dim {self.decoder_embed_dim}"

@@ -8,11 +8,12 @@ kernel size depends on it. `_LayerNumbers` is the bridge.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 from fairseq.distributed import fsdp_wrap
-from fairseq.models import register_model
+from fairseq.models import MODEL_DATACLASS_REGISTRY, register_model
 from fairseq.models.transformer import (
     TransformerConfig,
     TransformerDecoderBase,
@@ -24,7 +25,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import nn
 
 from lite_transformer.errors import ConfigError
-from lite_transformer.models.architectures import ARCHITECTURES, Architecture
+from lite_transformer.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
 from lite_transformer.modules.attention import MultiheadAttention
 from lite_transformer.modules.linear import xavier_linear
@@ -201,7 +202,7 @@ def _config_with_defaults(architecture: Architecture) -> type[TransformerBaselin
             continue
         value = architecture.settings[item.name]
         if isinstance(value, list):
-            new = dataclasses.field(default_factory=lambda value=value: list(value), metadata=item.metadata)
+            new = dataclasses.field(default_factory=functools.partial(list, value), metadata=item.metadata)
         else:
             new = dataclasses.field(default=value, metadata=item.metadata)
         overridden.append((item.name, item.type, new))
@@ -240,10 +241,7 @@ def resolved_config(name: str, **overrides: Any) -> TransformerBaselineConfig:
 
     Raises: UnknownArchitectureError, ConfigError.
     """
-    from lite_transformer.models.architectures import find_architecture
-
-    find_architecture(name)
-    config_class = globals()[f"{MODEL_CLASSES[ARCHITECTURES[name].model].config_class.__name__}_{name}"]
+    config_class = MODEL_DATACLASS_REGISTRY[find_architecture(name).name]
     defaults = config_class()
     known = {item.name for item in dataclasses.fields(config_class)}
     for key, value in overrides.items():

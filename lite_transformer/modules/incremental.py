@@ -18,10 +18,10 @@ class IncrementalModule(FairseqIncrementalState, nn.Module):
 
     def read_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
         """The module's tensors of the previous step; empty at the first one."""
-        return self.get_incremental_state(incremental_state, "buffer") or {}
+        return FairseqIncrementalState.get_incremental_state(self, incremental_state, "buffer") or {}
 
     def write_buffer(self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]) -> None:
-        self.set_incremental_state(incremental_state, "buffer", buffer)
+        FairseqIncrementalState.set_incremental_state(self, incremental_state, "buffer", buffer)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Keeps row ``new_order[i]`` of every buffer as the new row i (called by fairseq's beam search)."""

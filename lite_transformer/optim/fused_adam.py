@@ -35,7 +35,7 @@ class FusedAdam(FairseqAdam):
         return True
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Returns the norm of all gradients together, before clipping; scales them down to ``max_norm`` if it is > 0."""
+        """Returns the norm of all gradients, before clipping; scales them down to ``max_norm`` if that is > 0."""
         grads = [p.grad.detach() for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.tensor(0.0)
         if aggregate_norm_fn is not None:

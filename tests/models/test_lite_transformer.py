@@ -227,5 +227,5 @@ def test_sharing_needs_a_joined_dictionary():
 
 
 def test_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(UnknownArchitectureError, match="unknown architecture 'lite'.*lite_transformer_wmt_en_fr"):
+    with pytest.raises(UnknownArchitectureError, match=r"unknown architecture 'lite'.*lite_transformer_wmt_en_fr"):
         resolved_config("lite")
