@@ -1,0 +1,387 @@
+"""Records of runs, and the tables and plots that are made from them; no number of a table is typed by hand.
+
+``results/runs/*.json`` holds a `RunRecord` a run, ``results/literature.json`` what papers claim. A task's table has a
+row for every label; figures of the literature stand in columns of their own, and a column holds scores of one protocol
+only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.io import atomic_open, read_json, write_json
+from lite_transformer.errors import DataError
+
+RUNS = "runs"
+LITERATURE = "literature.json"
+TABLES = "tables.md"
+PLOTS = "plots"
+
+_HEADER = """# Results
+
+Generated from the records in `runs/` and from `literature.json` by `lite-transformer results`; do not edit.
+*measured*: mean over seeds (lowest to highest). *literature*: as published, not measured here.
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured score: on which split, by which protocol."""
+
+    split: str
+    metric: str
+    value: float
+    signature: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run and its scores.
+
+    Attributes:
+        task: what is compared within, for example 'multi30k-en-de'.
+        row: label of the table's row; the runs of a row differ in their seeds only.
+        kind: 'measured'; a literature figure is never a record.
+        arch: name of the architecture.
+        commands: what was typed, in order: training, evaluation.
+        commit, dirty: of the code that trained; whether files differed from it.
+        config, config_sha256: the experiment file, '' if only flags were given; the hash then is of the configuration
+            kept in the checkpoint.
+        data: SHA-256 of the raw files, by name.
+        seed, updates, wall_time_seconds: of the training.
+        device: that trained. versions: of the libraries.
+        macs, taps_macs: of one pass at the task's lengths. params_core: without embeddings and output matrix.
+        date: of the evaluation, ISO 8601.
+    """
+
+    task: str
+    row: str
+    kind: str
+    arch: str
+    commands: list[str]
+    commit: str
+    dirty: bool
+    config: str
+    config_sha256: str
+    data: dict[str, str]
+    seed: int
+    device: str
+    versions: dict[str, str]
+    metrics: list[Metric]
+    macs: int
+    taps_macs: int
+    params_core: int
+    params_total: int
+    updates: int
+    wall_time_seconds: float
+    date: str
+
+
+@dataclass(frozen=True)
+class LiteratureFigure:
+    """What a paper claims: one score of one row of one task. macs and params are 0 if not known."""
+
+    task: str
+    row: str
+    source: str
+    split: str
+    metric: str
+    value: float
+    protocol: str
+    macs: int
+    params: int
+
+
+# --- reading and writing -------------------------------------------------------------------------------------------
+
+
+def _parse(cls: type, content: Any, where: str) -> Any:
+    """Data as an instance of a dataclass. Raises: DataError naming unknown or missing keys and wrong types."""
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: an object with the keys of {cls.__name__} is expected")
+    declared = typing.get_type_hints(cls)
+    for what, keys in (("unknown", content.keys() - declared.keys()), ("missing", declared.keys() - content.keys())):
+        if keys:
+            raise DataError(f"{where}: {what} key {', '.join(sorted(keys))}")
+    return cls(**{key: _convert(value, declared[key], f"{where}: key {key}") for key, value in content.items()})
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and isinstance(value, list):
+        return [_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _parse(typing.cast(type, kind), value, where)
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if origin is None and type(value) is kind and kind is not float:
+        return value
+    raise DataError(f"{where}: {value!r} is not of type {getattr(kind, '__name__', kind)}")
+
+
+def read_record(path: Path) -> RunRecord:
+    """A run's record. Raises: DataError naming the file and the key that is unknown, missing or of a wrong type."""
+    record: RunRecord = _parse(RunRecord, read_json(path), str(path))
+    if record.kind != "measured":
+        raise DataError(f"{path}: key kind: '{record.kind}' is not 'measured'; literature goes to {LITERATURE}")
+    if not record.metrics:
+        raise DataError(f"{path}: key metrics is empty: a run without a score has no record")
+    return record
+
+
+def write_record(path: Path, record: RunRecord) -> RunRecord:
+    """Writes a record atomically and returns what was written.
+
+    If the file holds the same run already, the new scores are added to it (a score on the same split by the same
+    protocol is replaced). Raises: DataError if it holds another run.
+    """
+    if path.exists():
+        old = read_record(path)
+        changing = {"metrics", "commands", "date", "versions"}
+        for field in dataclasses.fields(RunRecord):
+            before, now = getattr(old, field.name), getattr(record, field.name)
+            if field.name not in changing and before != now:
+                raise DataError(
+                    f"{path} is the record of another run: {field.name} is {before!r} there and {now!r} here. "
+                    "Give another --record FILE"
+                )
+        new = {(item.split, item.metric, item.signature) for item in record.metrics}
+        kept = [item for item in old.metrics if (item.split, item.metric, item.signature) not in new]
+        commands = list(dict.fromkeys(old.commands + record.commands))
+        record = dataclasses.replace(record, metrics=kept + record.metrics, commands=commands)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dataclasses.asdict(record))
+    return record
+
+
+def read_records(folder: Path) -> dict[Path, RunRecord]:
+    """All records of a results folder, by file."""
+    return {path: read_record(path) for path in sorted((folder / RUNS).glob("*.json"))}
+
+
+def read_literature(folder: Path) -> list[LiteratureFigure]:
+    """The literature's figures; none if there is no such file."""
+    path = folder / LITERATURE
+    if not path.exists():
+        return []
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: a list of figures is expected")
+    return [_parse(LiteratureFigure, item, f"{path}, figure {number}") for number, item in enumerate(content, start=1)]
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+# A column: split, metric, signature (measured) or protocol (literature).
+_Column = tuple[str, str, str]
+
+
+@dataclass
+class Row:
+    """What is known of one label of a task: its runs (by file) and its literature figures."""
+
+    label: str
+    runs: dict[Path, RunRecord]
+    figures: list[LiteratureFigure]
+
+    @property
+    def macs(self) -> int:
+        return next((run.macs for run in self.runs.values()), 0) or next((fig.macs for fig in self.figures), 0)
+
+    @property
+    def params_total(self) -> int:
+        return next((run.params_total for run in self.runs.values()), 0)
+
+    def values(self, column: _Column) -> list[float]:
+        """The measured scores of a column, one a run that has it."""
+        found = [item for run in self.runs.values() for item in run.metrics]
+        return [item.value for item in found if (item.split, item.metric, item.signature) == column]
+
+
+def rows_by_task(records: Mapping[Path, RunRecord], literature: Iterable[LiteratureFigure]) -> dict[str, list[Row]]:
+    """The rows of each task, by MACs.
+
+    Raises: DataError if two runs of a row have the same seed, or differ in more than their seeds.
+    """
+    tasks: dict[str, dict[str, Row]] = {}
+
+    def row(task: str, label: str) -> Row:
+        return tasks.setdefault(task, {}).setdefault(label, Row(label, {}, []))
+
+    for path, record in records.items():
+        runs = row(record.task, record.row).runs
+        for other_path, other in runs.items():
+            if other.seed == record.seed:
+                raise DataError(f"{other_path} and {path}: two runs of row '{record.row}' with seed {record.seed}")
+            for name in ("arch", "config_sha256", "data", "macs", "params_total", "updates"):
+                if getattr(other, name) != getattr(record, name):
+                    raise DataError(
+                        f"{other_path} and {path}: runs of row '{record.row}' differ in {name}; "
+                        "only runs that differ in nothing but their seeds share a row"
+                    )
+        runs[path] = record
+    for figure in literature:
+        row(figure.task, figure.row).figures.append(figure)
+    return {
+        task: sorted(rows.values(), key=lambda item: (item.macs, item.label)) for task, rows in sorted(tasks.items())
+    }
+
+
+def render_tables(folder: Path) -> str:
+    """The text of tables.md for a results folder."""
+    tasks = rows_by_task(read_records(folder), read_literature(folder))
+    parts = [_HEADER]
+    parts += [_render_task(task, rows, folder) for task, rows in tasks.items()]
+    if not tasks:
+        parts.append("No records yet.\n")
+    return "\n".join(parts)
+
+
+def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
+    measured: dict[_Column, None] = {}
+    published: dict[_Column, None] = {}
+    for row in rows:
+        for run in row.runs.values():
+            measured |= {(item.split, item.metric, item.signature): None for item in run.metrics}
+        published |= {(figure.split, figure.metric, figure.protocol): None for figure in row.figures}
+    notes: list[str] = []
+    head = ["row", "MACs", "params (core)", "params (total)"]
+    for kind, columns in (("literature", published), ("measured", measured)):
+        for split, metric, protocol in columns:
+            if protocol not in notes:
+                notes.append(protocol)
+            head.append(f"{metric}, {split}, {kind} [{notes.index(protocol) + 1}]")
+    head += ["seeds", "records, sources"]
+    lines = [_markdown(head), _markdown(["---"] + ["---:"] * (len(head) - 2) + ["---"])]
+    for row in rows:
+        run = next(iter(row.runs.values()), None)
+        cells = [row.label, f"{row.macs:,}" if row.macs else ""]
+        cells += [f"{run.params_core:,}", f"{run.params_total:,}"] if run else ["", ""]
+        for column in published:
+            cells.append(
+                ", ".join(
+                    f"{figure.value:.2f}"
+                    for figure in row.figures
+                    if (figure.split, figure.metric, figure.protocol) == column
+                )
+            )
+        cells += [_mean_and_spread(row.values(column)) for column in measured]
+        links = [f"[{run.seed}]({path.relative_to(folder).as_posix()})" for path, run in row.runs.items()]
+        links += dict.fromkeys(figure.source for figure in row.figures)
+        cells += [str(len(row.runs)) if row.runs else "", ", ".join(links)]
+        lines.append(_markdown(cells))
+    footnotes = [f"[{number}] `{protocol}`  " for number, protocol in enumerate(notes, start=1)]
+    text = [f"## {task}", "", *lines, "", *footnotes]
+    if plotted_columns(rows):
+        text += ["", f"![{task}]({PLOTS}/{_file_name(task)}.png)"]
+    return "\n".join(text) + "\n"
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def write_tables(folder: Path) -> Path:
+    """Writes tables.md; returns its path."""
+    text = render_tables(folder)
+    path = folder / TABLES
+    with atomic_open(path) as stream:
+        stream.write(text)
+    return path
+
+
+def check_tables(folder: Path) -> None:
+    """Raises: DataError if tables.md is not what the records give."""
+    path = folder / TABLES
+    expected = render_tables(folder)
+    found = path.read_text(encoding="utf-8") if path.exists() else None
+    if found is None:
+        raise DataError(f"{path} is missing. Run: lite-transformer results --dir {folder}")
+    if found != expected:
+        pairs = zip(found.splitlines() + [""], expected.splitlines() + [""], strict=False)
+        line = next((number for number, (a, b) in enumerate(pairs, start=1) if a != b), 1)
+        raise DataError(f"{path}, line {line}: not what the records give. Run: lite-transformer results --dir {folder}")
+
+
+# --- plots ---------------------------------------------------------------------------------------------------------
+
+
+def plotted_columns(rows: Sequence[Row]) -> list[_Column]:
+    """The columns that a task's plot shows: tokenized BLEU of every split that has measured runs."""
+    columns = {
+        (item.split, item.metric, item.signature): None
+        for row in rows
+        for run in row.runs.values()
+        for item in run.metrics
+        if item.metric == "tokenized_bleu"
+    }
+    return list(columns)
+
+
+def write_plots(folder: Path) -> list[Path]:
+    """One PNG a task with measured runs: tokenized BLEU against MACs, literature as hollow marks; returns the paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    written = []
+    for task, rows in rows_by_task(read_records(folder), read_literature(folder)).items():
+        columns = plotted_columns(rows)
+        if not columns:
+            continue
+        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        for number, column in enumerate(columns):
+            points = [(row, row.values(column)) for row in rows if row.values(column)]
+            x = [row.macs / 1e6 for row, _ in points]
+            means = [statistics.fmean(values) for _, values in points]
+            spread = [
+                [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)],
+                [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)],
+            ]
+            label = f"{column[0]}, measured"
+            axes.errorbar(x, means, yerr=spread, fmt="o", capsize=3, color=f"C{number}", label=label)
+            for (row, _), left, mean in zip(points, x, means, strict=True):
+                axes.annotate(row.label, (left, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            claims = [
+                (row.macs / 1e6, item.value)
+                for row in rows
+                for item in row.figures
+                if row.macs and (item.split, item.metric) == column[:2]
+            ]
+            if claims:
+                label = f"{column[0]}, literature"
+                axes.plot(*zip(*claims, strict=True), "s", markerfacecolor="none", color=f"C{number}", label=label)
+        axes.set(title=task, xlabel="Mult-Adds of one pass (M)", ylabel="tokenized BLEU")
+        axes.margins(x=0.2, y=0.2)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        (folder / PLOTS).mkdir(exist_ok=True)
+        path = folder / PLOTS / f"{_file_name(task)}.png"
+        temporary = path.with_name(f".{path.name}.partial")
+        figure.savefig(temporary, dpi=120, format="png", metadata={"Software": None})
+        temporary.replace(path)
+        pyplot.close(figure)
+        written.append(path)
+    return written
+
+
+def _file_name(task: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", task).strip("-") or "task"
