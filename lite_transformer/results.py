@@ -14,6 +14,7 @@ import statistics
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,24 @@ Generated from the records in `runs/` and from `literature.json` by `lite-transf
 """
 
 
+# Split, metric, protocol (of a measured score: signature and decoding).
+Column = tuple[str, str, str]
+
+
 @dataclass(frozen=True)
 class Metric:
-    """One measured score: on which split, by which protocol."""
+    """One measured score: on which split, by which protocol, and how the hypotheses were found (beam, averaging)."""
 
     split: str
     metric: str
     value: float
     signature: str
+    decoding: str
+
+    @property
+    def column(self) -> Column:
+        """Scores may share a column of a table only if all of this is equal."""
+        return self.split, self.metric, f"{self.signature}; {self.decoding}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ class RunRecord:
         arch: name of the architecture.
         commands: what was typed, in order: training, evaluation.
         commit, dirty: of the code that trained; whether files differed from it.
-        config, config_sha256: the experiment file, '' if only flags were given; the hash then is of the configuration
-            kept in the checkpoint.
+        config, config_sha256: the experiment file; both '' if only flags were given.
+        settings_sha256: of the complete configuration in the checkpoint, without seed and paths.
         data: SHA-256 of the raw files, by name.
         seed, updates, wall_time_seconds: of the training.
         device: that trained. versions: of the libraries.
@@ -71,6 +82,7 @@ class RunRecord:
     dirty: bool
     config: str
     config_sha256: str
+    settings_sha256: str
     data: dict[str, str]
     seed: int
     device: str
@@ -98,6 +110,10 @@ class LiteratureFigure:
     protocol: str
     macs: int
     params: int
+
+    @property
+    def column(self) -> Column:
+        return self.split, self.metric, self.protocol
 
 
 # --- reading and writing -------------------------------------------------------------------------------------------
@@ -155,8 +171,8 @@ def write_record(path: Path, record: RunRecord) -> RunRecord:
                     f"{path} is the record of another run: {field.name} is {before!r} there and {now!r} here. "
                     "Give another --record FILE"
                 )
-        new = {(item.split, item.metric, item.signature) for item in record.metrics}
-        kept = [item for item in old.metrics if (item.split, item.metric, item.signature) not in new]
+        new = {item.column for item in record.metrics}
+        kept = [item for item in old.metrics if item.column not in new]
         commands = list(dict.fromkeys(old.commands + record.commands))
         record = dataclasses.replace(record, metrics=kept + record.metrics, commands=commands)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +198,6 @@ def read_literature(folder: Path) -> list[LiteratureFigure]:
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
-# A column: split, metric, signature (measured) or protocol (literature).
-_Column = tuple[str, str, str]
-
 
 @dataclass
 class Row:
@@ -198,14 +211,10 @@ class Row:
     def macs(self) -> int:
         return next((run.macs for run in self.runs.values()), 0) or next((fig.macs for fig in self.figures), 0)
 
-    @property
-    def params_total(self) -> int:
-        return next((run.params_total for run in self.runs.values()), 0)
-
-    def values(self, column: _Column) -> list[float]:
+    def values(self, column: Column) -> list[float]:
         """The measured scores of a column, one a run that has it."""
         found = [item for run in self.runs.values() for item in run.metrics]
-        return [item.value for item in found if (item.split, item.metric, item.signature) == column]
+        return [item.value for item in found if item.column == column]
 
 
 def rows_by_task(records: Mapping[Path, RunRecord], literature: Iterable[LiteratureFigure]) -> dict[str, list[Row]]:
@@ -223,7 +232,7 @@ def rows_by_task(records: Mapping[Path, RunRecord], literature: Iterable[Literat
         for other_path, other in runs.items():
             if other.seed == record.seed:
                 raise DataError(f"{other_path} and {path}: two runs of row '{record.row}' with seed {record.seed}")
-            for name in ("arch", "config_sha256", "data", "macs", "params_total", "updates"):
+            for name in ("arch", "settings_sha256", "data", "macs", "params_total", "updates"):
                 if getattr(other, name) != getattr(record, name):
                     raise DataError(
                         f"{other_path} and {path}: runs of row '{record.row}' differ in {name}; "
@@ -248,12 +257,12 @@ def render_tables(folder: Path) -> str:
 
 
 def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
-    measured: dict[_Column, None] = {}
-    published: dict[_Column, None] = {}
+    measured: dict[Column, None] = {}
+    published: dict[Column, None] = {}
     for row in rows:
         for run in row.runs.values():
-            measured |= {(item.split, item.metric, item.signature): None for item in run.metrics}
-        published |= {(figure.split, figure.metric, figure.protocol): None for figure in row.figures}
+            measured |= {item.column: None for item in run.metrics}
+        published |= {figure.column: None for figure in row.figures}
     notes: list[str] = []
     head = ["row", "MACs", "params (core)", "params (total)"]
     for kind, columns in (("literature", published), ("measured", measured)):
@@ -264,17 +273,11 @@ def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
     head += ["seeds", "records, sources"]
     lines = [_markdown(head), _markdown(["---"] + ["---:"] * (len(head) - 2) + ["---"])]
     for row in rows:
-        run = next(iter(row.runs.values()), None)
+        first = next(iter(row.runs.values()), None)
         cells = [row.label, f"{row.macs:,}" if row.macs else ""]
-        cells += [f"{run.params_core:,}", f"{run.params_total:,}"] if run else ["", ""]
+        cells += [f"{first.params_core:,}", f"{first.params_total:,}"] if first else ["", ""]
         for column in published:
-            cells.append(
-                ", ".join(
-                    f"{figure.value:.2f}"
-                    for figure in row.figures
-                    if (figure.split, figure.metric, figure.protocol) == column
-                )
-            )
+            cells.append(", ".join(f"{figure.value:.2f}" for figure in row.figures if figure.column == column))
         cells += [_mean_and_spread(row.values(column)) for column in measured]
         links = [f"[{run.seed}]({path.relative_to(folder).as_posix()})" for path, run in row.runs.items()]
         links += dict.fromkeys(figure.source for figure in row.figures)
@@ -315,7 +318,7 @@ def check_tables(folder: Path) -> None:
     if found is None:
         raise DataError(f"{path} is missing. Run: lite-transformer results --dir {folder}")
     if found != expected:
-        pairs = zip(found.splitlines() + [""], expected.splitlines() + [""], strict=False)
+        pairs = zip_longest(found.splitlines(), expected.splitlines())
         line = next((number for number, (a, b) in enumerate(pairs, start=1) if a != b), 1)
         raise DataError(f"{path}, line {line}: not what the records give. Run: lite-transformer results --dir {folder}")
 
@@ -323,10 +326,10 @@ def check_tables(folder: Path) -> None:
 # --- plots ---------------------------------------------------------------------------------------------------------
 
 
-def plotted_columns(rows: Sequence[Row]) -> list[_Column]:
+def plotted_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that a task's plot shows: tokenized BLEU of every split that has measured runs."""
     columns = {
-        (item.split, item.metric, item.signature): None
+        item.column: None
         for row in rows
         for run in row.runs.values()
         for item in run.metrics
