@@ -12,6 +12,7 @@ import difflib
 import importlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ from typing import Any
 
 import fairseq
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
@@ -116,21 +117,23 @@ def load_config(path: Path, overrides: Sequence[str] = (), settings: Mapping[str
                 config = compose(config_name=path.stem)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {_reason(error)}") from error
-    for key, value in [*parse_overrides(overrides), *(settings or {}).items()]:
+    changes = [*parse_overrides(overrides), *(settings or {}).items()]
+    for key, value in changes:
         _override(config, key, value)
     # we registered ourselves; and a checkpoint should not name a folder of the machine it was trained on
     config.common.user_dir = None
     # fairseq's default is the number of visible GPUs, whatever the experiment's batch is
-    if "distributed_world_size" not in (OmegaConf.load(path).get("distributed_training") or {}):
+    if OmegaConf.select(OmegaConf.load(path), "distributed_training.distributed_world_size") is None:
         config.distributed_training.distributed_world_size = 1
     _check_names(config, path)
-    _check_options(config, path)
+    _check_options(config, path, {key for key, _ in changes})
     try:
         add_defaults(config)
         with omegaconf_no_object_check():
             resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_reason(error)}") from error
+    assert isinstance(resolved, DictConfig)
     OmegaConf.set_struct(resolved, True)
     return resolved
 
@@ -208,13 +211,20 @@ def _check_names(config: DictConfig, path: Path) -> None:
         raise ConfigError(f"unknown {group} '{name}'.{_suggest(name, names)} Known: {', '.join(sorted(names))}")
 
 
-def _check_options(config: DictConfig, path: Path) -> None:
-    """The options of every choice are options of it; fairseq says so too, but names only a Python class."""
-    for group in config:
+def _check_options(config: DictConfig, path: Path, changed: set[str]) -> None:
+    """The options of every choice are options of it, and of its types; fairseq's own words name only a Python class."""
+    for group in map(str, config):
         node = config.get(group)
-        _, classes = _choices(str(group))
-        if isinstance(node, DictConfig) and node.get("_name") in classes:
-            _check_keys(str(group), [str(key) for key in node], classes[node["_name"]], str(path))
+        _, classes = _choices(group)
+        if not isinstance(node, DictConfig) or node.get("_name") not in classes:
+            continue
+        known = classes[node["_name"]]
+        for key in map(str, node):
+            _check_keys(group, [key], known, "the command line" if f"{group}.{key}" in changed else str(path))
+        try:
+            OmegaConf.merge(known, node)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"option '{group}.{error.full_key}': {str(error.msg).splitlines()[0]}") from error
 
 
 def _check_keys(group: str, keys: Iterable[str], known: Any, where: str) -> None:
@@ -325,13 +335,17 @@ def build_model(config: DictConfig) -> torch.nn.Module:
     """The untrained model of an experiment whose data folder is whole. Raises ConfigError listing what does not fit."""
     from fairseq import tasks
 
-    return tasks.setup_task(config.task).build_model(config.model)
+    logging.disable(logging.INFO)  # the same is logged again when training starts
+    try:
+        return tasks.setup_task(config.task).build_model(config.model)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_model_options(config: DictConfig) -> None:
     """Checks the options of one of our models without building it. Raises ConfigError that lists what does not fit."""
     _, classes = _choices("model")
-    chosen = classes.get(config.model._name)
+    chosen: Any = classes.get(config.model._name)
     if hasattr(chosen, "resolved"):
         chosen.resolved(config.model)
 
@@ -347,10 +361,13 @@ def spread(config: DictConfig, processes: int) -> None:
     divided = []
     for freq in config.optimization.update_freq:
         if freq * before % processes:
+            factor = processes // math.gcd(freq * before, processes)
+            tokens = config.dataset.max_tokens
+            smaller = f"dataset.max_tokens={tokens // factor}" if tokens else "a smaller dataset.batch_size"
             raise ConfigError(
-                f"the batch cannot be kept on {processes} processes: optimization.update_freq {freq} x {before} "
-                f"does not divide by {processes}. Take another number, or change the batch knowingly, for example "
-                f"with optimization.update_freq=[{processes * max(1, round(freq * before / processes))}]"
+                f"the batch cannot be kept on {processes} processes: optimization.update_freq {freq} x {before} does "
+                f"not divide by {processes}. Take another number of processes, or cut it finer: {smaller} "
+                f"optimization.update_freq=[{freq * factor}]"
             )
         divided.append(freq * before // processes)
     config.optimization.update_freq = divided
@@ -577,7 +594,7 @@ def hydra_command(path: Path, overrides: Sequence[str], settings: Mapping[str, A
     words.append(f"common.user_dir={PACKAGE_DIR}")
     for key, value in [*parse_overrides(overrides), *settings.items()]:
         typed = _is_typed(key.partition(".")[0])
-        known = OmegaConf.select(raw, key, throw_on_missing=False) is not None  # type: ignore[arg-type]
+        known = OmegaConf.select(raw, key, throw_on_missing=False) is not None
         text = json.dumps(value).replace('"', "") if isinstance(value, (list, dict, bool)) else str(value)
         words.append(f"{'' if typed or known or key == 'task.data' else '++'}{key}={text}")
     return shlex.join(words)
