@@ -1,0 +1,302 @@
+"""Translates a test set with a trained model and scores it, each score with its protocol.
+
+  lite-transformer evaluate --checkpoint runs/NAME/checkpoint_best.pt --data DIR/bin
+  lite-transformer evaluate --checkpoint runs/NAME --average-last 10 --data DIR/bin --beam 5
+  lite-transformer evaluate --checkpoint runs/NAME --data DIR/bin --record results/runs/NAME.json
+
+tokenized_bleu is computed on the words of the binarized test set, the protocol of the paper. Where `prepare` made the
+folder, sacrebleu and chrf are computed as well, on detokenized text against the raw reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.io import read_json, read_lines, sha256, write_lines
+from data_prep.pipeline import RECORD_FILE, load_pipelines
+from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
+from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
+
+if TYPE_CHECKING:
+    from lite_transformer.scoring.decoding import Hypothesis, Loaded
+    from lite_transformer.scoring.score import Score
+
+logger = logging.getLogger(__name__)
+
+_JOIN = {"bpe": join_bpe, "sentencepiece": join_sentencepiece, "none": str}
+_VERSIONS = ("torch", "ve-fairseq", "sacrebleu", "numpy")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", required=True, metavar="PT",
+        help="the model, or a folder of checkpoints (its checkpoint_best.pt); several are an ensemble",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, required=True, metavar="BIN", help="the binarized data, as for training")
+    parser.add_argument(
+        "--average-last", type=int, metavar="N", help="average the last N epoch checkpoints of the folder first"
+    )
+    parser.add_argument("--split", default="test", metavar="NAME", help="which split (default test)")
+    parser.add_argument("--beam", type=int, default=4, metavar="N", help="beam width (default 4)")
+    parser.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="length penalty (default 1)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="source tokens in a batch (default 12000)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="sentences in a batch")
+    parser.add_argument("--compound-split", action="store_true", help="split hyphenated words first (WMT En-De only)")
+    parser.add_argument(
+        "--subwords", choices=sorted(_JOIN), help="how the data was split (default: as prepare.json says, or bpe)"
+    )
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="raw reference (default: the one prepare kept)")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument("--fp16", action="store_true", help="search in half precision")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the translations, detokenized if possible")
+    record = parser.add_argument_group("run record")
+    record.add_argument("--record", type=Path, metavar="FILE", help="write, or add to, results/runs/NAME.json")
+    record.add_argument("--task", metavar="NAME", help="the record's task (default: CORPUS-SRC-TGT of prepare.json)")
+    record.add_argument("--row", metavar="LABEL", help="the record's row (default: the architecture)")
+    record.add_argument("--config", type=Path, metavar="YAML", help="the experiment file (default: from train.json)")
+    record.add_argument("--train-command", metavar="TEXT", help="how it was trained (default: from train.json)")
+    record.add_argument("--commit", metavar="HASH", help="of the code that trained (default: train.json, or git)")
+    record.add_argument("--macs-lengths", type=int, nargs=2, default=(30, 30), metavar=("S", "T"),
+                        help="lengths of the pass whose MACs are recorded (default 30 30)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("beam", "max_tokens", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    if not args.data.is_dir():
+        raise DataError(
+            f"no binarized data in {args.data} (no such folder). Run: lite-transformer prepare CORPUS --dest DIR, "
+            "then give --data DIR/bin"
+        )
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    from lite_transformer.scoring import decoding
+
+    checkpoints, averaged = _checkpoints(args)
+    decoding.check_data(args.data, args.split, decoding.languages_of(checkpoints[0]))
+    loaded = decoding.load(checkpoints, args.data, args.cpu, args.fp16)
+    search = decoding.Search(args.beam, args.lenpen)
+    started = time.monotonic()
+    hypotheses = decoding.translate(loaded, args.split, search, args.max_tokens, args.batch_size)
+    seconds = time.monotonic() - started
+    pipeline = _target_pipeline(args.data, loaded.languages[1])
+    scores, translations = _score(args, hypotheses, pipeline, loaded.languages[1])
+    if args.output is not None:
+        write_lines(args.output, translations)
+    how = f"{search}{', fp16' if args.fp16 else ''}, {averaged}"
+    result = {
+        "checkpoint": [str(path) for path in checkpoints],
+        "data": str(args.data),
+        "split": args.split,
+        "sentences": len(hypotheses),
+        "decoding": how,
+        "seconds": round(seconds, 2),
+        "scores": [score.to_json() for score in scores],
+    }
+    if args.record is not None:
+        _record(args, loaded, checkpoints, scores, how)
+        result["record"] = str(args.record)
+    sys.stdout.write(json.dumps(result) + "\n" if args.json else _text(result, scores, args.output))
+    return 0
+
+
+def _text(result: dict[str, Any], scores: list[Score], output: Path | None) -> str:
+    lines = [f"{result['split']}: {result['sentences']} sentences, {result['decoding']}, {result['seconds']} s"]
+    lines += [str(score) for score in scores]
+    lines += [f"translations in {output}"] if output is not None else []
+    lines += [f"record in {result['record']}"] if "record" in result else []
+    return "\n".join(lines) + "\n"
+
+
+def _checkpoints(args: argparse.Namespace) -> tuple[list[Path], str]:
+    """The files to load, and what they are in words."""
+    if args.average_last is None:
+        files = [path / "checkpoint_best.pt" if path.is_dir() else path for path in args.checkpoint]
+        return files, "one checkpoint" if len(files) == 1 else f"ensemble of {len(files)}"
+    if len(args.checkpoint) > 1:
+        raise CheckpointError("--average-last averages the checkpoints of one folder: give one --checkpoint")
+    from lite_transformer.models.averaging import last_epochs, write_average
+
+    folder = args.checkpoint[0] if args.checkpoint[0].is_dir() else args.checkpoint[0].parent
+    paths = last_epochs(folder, args.average_last)
+    output = folder / f"average_last{args.average_last}_{paths[0].stem}.pt"
+    write_average(paths, output)
+    return [output], f"average of the last {args.average_last} epochs"
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def _target_pipeline(data: Path, language: str) -> TextPipeline | None:
+    """How the target text was made, if `prepare` made it."""
+    if not (data / RECORD_FILE).is_file():
+        return None
+    pipelines = load_pipelines(data)
+    if language not in pipelines:
+        raise DataError(f"{data / RECORD_FILE} knows {', '.join(pipelines)}, not '{language}', the model's target")
+    return pipelines[language]
+
+
+def _score(
+    args: argparse.Namespace, hypotheses: list[Hypothesis], pipeline: TextPipeline | None, language: str
+) -> tuple[list[Score], list[str]]:
+    """The scores, and the translations as text."""
+    from lite_transformer.scoring import bleu
+
+    join = _JOIN[args.subwords or (pipeline.subword if pipeline else "bpe")]
+    words = [join(item.subwords) for item in hypotheses]
+    references = [join(item.reference) for item in hypotheses]
+    scores = [bleu.tokenized_bleu(words, references, compound_split=args.compound_split)]
+    if pipeline is None:
+        logger.info("%s has no %s: tokenized_bleu only, detokenized text is unknown", args.data, RECORD_FILE)
+        return scores, words
+    texts = [" ".join(pipeline.detokenize(line).split()) for line in words]
+    reference = _raw_reference(args, language)
+    if reference is None:
+        logger.warning("no raw reference %s.%s beside %s: tokenized_bleu only", args.split, language, args.data)
+        return scores, texts
+    raw = read_lines(reference)
+    if len(raw) != len(texts):
+        raise ScoringError(f"{len(texts)} hypotheses for {len(raw)} lines of {reference}: not the same test set")
+    scores.append(bleu.sacrebleu(texts, raw, lowercase=pipeline.lowercase))
+    scores.append(bleu.chrf(texts, raw, lowercase=pipeline.lowercase))
+    return scores, texts
+
+
+def _raw_reference(args: argparse.Namespace, language: str) -> Path | None:
+    if args.reference is not None:
+        if not args.reference.is_file():
+            raise DataError(f"--reference {args.reference}: no such file")
+        return args.reference
+    name = f"{args.split}.{language}"
+    for folder in (args.data / "raw", args.data.parent / "raw"):
+        path = folder / name
+        if path.is_file():
+            expected = read_json(args.data / RECORD_FILE).get("raw_sha256", {}).get(name)
+            if expected is not None and sha256(path) != expected:
+                raise DataError(
+                    f"{path} was changed after the data was prepared. Prepare it again, or give --reference"
+                )
+            return path
+    return None
+
+
+# --- the record ----------------------------------------------------------------------------------------------------
+
+
+def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], scores: list[Score], how: str) -> None:
+    from omegaconf import OmegaConf
+
+    from lite_transformer import results
+    from lite_transformer.macs.counter import count_model
+    from lite_transformer.models.safe_load import load_checkpoint
+
+    if len(checkpoints) > 1:
+        raise ConfigError("--record describes one run, not an ensemble: give one --checkpoint")
+    training = _training_record(checkpoints[0].parent)
+    latest = training["runs"][-1] if training else {}
+    state = load_checkpoint(checkpoints[0])
+    config = OmegaConf.to_container(loaded.config, resolve=True, enum_to_str=True)
+    assert isinstance(config, dict)
+    commit, dirty = _commit(args.commit or latest.get("commit"))
+    config_file = args.config or _experiment_file(training)
+    if config_file is not None and not config_file.is_file():
+        raise DataError(f"--config {config_file}: no such file")
+    prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
+    trained_by = [args.train_command] if args.train_command else [item["command"] for item in training.get("runs", [])]
+    model = loaded.models[0].float()
+    report = count_model(model, *args.macs_lengths)
+    arch = str(config["model"].get("_name") or config["model"].get("arch") or type(model).__name__)
+    record = results.RunRecord(
+        task=args.task or "-".join([str(prepared.get("corpus", args.data.parent.name)), *loaded.languages]),
+        row=args.row or arch,
+        kind="measured",
+        arch=arch,
+        commands=[*trained_by, shlex.join(["lite-transformer", *sys.argv[1:]])],
+        commit=commit,
+        dirty=dirty,
+        config=config_file.as_posix() if config_file else "",
+        config_sha256=sha256(config_file) if config_file else "",
+        settings_sha256=settings_hash(config),
+        data=_data_hashes(args.data, prepared),
+        seed=int(config["common"]["seed"]),
+        device=str(latest.get("device") or _device(loaded)),
+        versions={name: metadata.version(name) for name in _VERSIONS} | {"python": platform.python_version()},
+        metrics=[results.Metric(args.split, item.metric, item.value, item.signature, how) for item in scores],
+        macs=report.macs,
+        taps_macs=report.taps_macs,
+        params_core=report.params_core,
+        params_total=report.params_total,
+        updates=int(state["optimizer_history"][-1]["num_updates"]),
+        wall_time_seconds=round(float(state.get("extra_state", {}).get("previous_training_time") or 0.0), 1),
+        date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    results.write_record(args.record, record)
+
+
+def _training_record(folder: Path) -> dict[str, Any]:
+    """The train.json that `lite-transformer train` left beside the checkpoints; empty if there is none."""
+    path = folder / "train.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _experiment_file(training: dict[str, Any]) -> Path | None:
+    path = Path("configs") / f"{training.get('experiment')}.yaml"
+    return path if training and path.is_file() else None
+
+
+def settings_hash(config: dict[str, Any]) -> str:
+    """A hash of what a run computes: model, task, criterion, optimizer, batches; not of seed, paths and logging."""
+    kept = {}
+    for section in ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset"):
+        content = config.get(section)
+        if isinstance(content, dict):
+            dropped = {"data", "num_workers", "seed", "no_seed_provided"}
+            content = {key: value for key, value in content.items() if key not in dropped}
+        kept[section] = content
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _data_hashes(data: Path, prepared: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the raw files if `prepare` made the data, otherwise of the binarized ones."""
+    if prepared.get("raw_sha256"):
+        return dict(prepared["raw_sha256"])
+    return {path.name: sha256(path) for path in sorted(data.glob("*.bin"))}
+
+
+def _commit(known: str | None) -> tuple[str, bool]:
+    """Commit of the code and whether files differed from it. Raises: ConfigError if it cannot be known."""
+    if known:
+        return known.removesuffix("-dirty"), known.endswith("-dirty")
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        raise ConfigError(
+            "--record needs the commit of the code, and this is no git checkout: give --commit HASH"
+        ) from None
+
+
+def _device(loaded: Loaded) -> str:
+    if loaded.device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(loaded.device)
+    return "cpu"
