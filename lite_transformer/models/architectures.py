@@ -207,7 +207,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                         "dropout": 0.3,
                     }
                 ),
-                42_086_400, 1_325_056, "", "2.6M", source="Transformer-Tiny, Wu et al. 2021",
+                42_086_400, 1_325_056, source="Transformer-Tiny, Wu et al. 2021",
             ),
         ]
     }
