@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_JOIN = {"bpe": join_bpe, "sentencepiece": join_sentencepiece, "none": str}
+_JOIN: dict[str, Callable[[str], str]] = {"bpe": join_bpe, "sentencepiece": join_sentencepiece, "none": str}
 _VERSIONS = ("torch", "ve-fairseq", "sacrebleu", "numpy")
 
 
@@ -208,8 +209,7 @@ def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], s
     training = _training_record(checkpoints[0].parent)
     latest = training["runs"][-1] if training else {}
     state = load_checkpoint(checkpoints[0])
-    config = OmegaConf.to_container(loaded.config, resolve=True, enum_to_str=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(loaded.config, resolve=True, enum_to_str=True)
     commit, dirty = _commit(args.commit or latest.get("commit"))
     config_file = args.config or _experiment_file(training)
     if config_file is not None and not config_file.is_file():
