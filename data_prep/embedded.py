@@ -293,8 +293,8 @@ def _draw_word_number(rng: random.Random) -> Value:
 def _render_words(value: Value, variant: str, language: str) -> str:
     from num2words import num2words
 
-    if variant == "cardinal" and 1100 <= value[0] < 2000:
-        variant = "year"  # the long form is hardly used, and years are what such numbers are
+    if 1100 <= value[0] < 2000:
+        variant = "year"  # what such numbers mostly are; their long forms are hardly used
     return str(num2words(value[0], lang=language, to=variant))
 
 
@@ -421,7 +421,7 @@ FAMILIES: Mapping[str, Family] = {
 # How often a line is one value of a family, and how often a sentence or two; families that are exhausted yield.
 WEIGHTS = {
     "date": 7, "time": 3, "zoned_time": 3, "datetime": 6, "interval": 4, "hours": 3, "month": 1, "quarter": 1,
-    "relative": 4, "number": 5, "percent": 2, "compact": 3, "amount": 6, "quantity": 7, "words": 4, "amount_words": 4,
+    "relative": 4, "number": 5, "percent": 2, "compact": 3, "amount": 6, "quantity": 7, "words": 4, "amount_words": 3,
     "territory": 1, "language": 1, "script": 1, "currency": 1, "zone": 1, "list": 6, "variety": 3,
     "sentence": 36, "two_sentences": 5,
 }  # fmt: skip

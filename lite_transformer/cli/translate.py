@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +23,6 @@ from lite_transformer.errors import CheckpointError, DataError, LiteTransformerE
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent.parent
 BUFFERED_BATCHES = 16  # lines read ahead in a pipe, to batch lines of similar length: this many batches
 
 
@@ -46,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed.")
     if args.input is not None and not args.input.is_file():
         raise DataError(f"--input {args.input}: no such file.")
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # wants tensorboardX; we do not
     translator = Translator(args.checkpoint, args.data, args.beam, args.lenpen, args.batch_size, args.cpu)
     if args.input is None and sys.stdin.isatty():
         sys.stderr.write(f"Type a line in '{translator.source.language}' and press return; Ctrl-D ends.\n")
@@ -114,7 +113,6 @@ class Translator:
         self.device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
         self.models, self.task = _load_models(checkpoints, data)
         for model in self.models:
-            model.prepare_for_inference_(None)
             model.to(self.device).eval()
         self.source, self.target = self._pick_pipelines(pipelines, data)
         # fairseq's limit of 200 tokens would cut the translations of long lines
@@ -178,16 +176,20 @@ class Translator:
 
 def _load_models(checkpoints: Sequence[Path], data: Path) -> tuple[list[Any], Any]:
     """The models, and the task with the dictionaries of ``data``."""
-    from fairseq import checkpoint_utils, utils
+    from fairseq import checkpoint_utils
 
-    utils.import_user_module(Namespace(user_dir=str(PACKAGE)))
     from lite_transformer.models.safe_load import load_checkpoint
+    from lite_transformer.training import register
+
+    register()
 
     for path in checkpoints:
         load_checkpoint(path)  # fairseq's own errors are less clear
     names = [str(path) for path in checkpoints]
     try:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides={"data": str(data)})
+        models, config, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides={"data": str(data)})
+        for model in models:
+            model.prepare_for_inference_(config)
     except LiteTransformerError:
         raise
     except Exception as error:  # fairseq and torch raise anything from KeyError to RuntimeError here

@@ -76,7 +76,8 @@ def test_fairseq_reads_the_result(tmp_path, source):
 
     prepare(options(source), tmp_path / "out")
     for pair in (("de", "en"), ("en", "de")):
-        config = TranslationConfig(str(tmp_path / "out" / "bin"), *pair, dataset_impl="mmap")
+        folder = str(tmp_path / "out" / "bin")
+        config = TranslationConfig(data=folder, source_lang=pair[0], target_lang=pair[1], dataset_impl="mmap")
         task = TranslationTask.setup_task(Namespace(**vars(config)))
         task.load_dataset("test")
         subwords = task.source_dictionary.string(task.dataset("test")[0]["source"])
