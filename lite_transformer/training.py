@@ -68,7 +68,7 @@ def register() -> None:
 
     fairseq skips a user-dir whose package is already imported, which it always is here.
     """
-    for folder in ("tasks", "criterions", "models"):
+    for folder in ("tasks", "criterions", "optim", "models"):
         for file in sorted((PACKAGE_DIR / folder).glob("*.py")):
             name = f"lite_transformer.{folder}"
             importlib.import_module(name if file.stem == "__init__" else f"{name}.{file.stem}")
@@ -514,24 +514,30 @@ def _free_port() -> int:
 
 
 def start_logging(save_dir: Path, rank: int = 0) -> None:
-    """Log lines on stderr and, from the first process, in train.log of the save folder."""
+    """Log lines on stderr (from LOGLEVEL up) and all of them in train.log of the save folder; of the first process."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(fairseq|torch)(\.|$)")
     root = logging.getLogger()
     if rank != 0:
         root.setLevel(logging.WARNING)
         return
     layout = logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s", "%Y-%m-%d %H:%M:%S")
-    root.setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
+    root.setLevel(logging.INFO)
     if not root.handlers:
         root.addHandler(logging.StreamHandler(sys.stderr))
     for handler in root.handlers:
+        handler.setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
         handler.setFormatter(layout)
-        handler.addFilter(lambda record: record.name not in _CHATTER or record.levelno > logging.INFO)
-        handler.addFilter(lambda record: len(record.getMessage()) <= _LONGEST_CONSOLE_RECORD)
+        handler.addFilter(_is_for_console)
     save_dir.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(save_dir / "train.log", encoding="utf-8")
     file.setFormatter(layout)
     root.addHandler(file)
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    if record.levelno > logging.INFO:
+        return True
+    return record.name not in _CHATTER and len(record.getMessage()) <= _LONGEST_CONSOLE_RECORD
 
 
 # --- the record ----------------------------------------------------------------------------------------------------

@@ -79,9 +79,13 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     training.run(config, group)
     if group.rank == 0:
+        best = next(
+            (save_dir / name for name in ("checkpoint_best.pt", "checkpoint_last.pt") if (save_dir / name).exists()),
+            save_dir,
+        )
         sys.stdout.write(
             f"trained {path.stem}: checkpoints in {save_dir}. "
-            f"Next: lite-transformer evaluate --checkpoint {save_dir} --data {config.task.get('data')}\n"
+            f"Next: lite-transformer evaluate --checkpoint {best} --data {config.task.get('data')}\n"
         )
     return 0
 

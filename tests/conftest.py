@@ -1,0 +1,48 @@
+"""What every test may use: a tiny corpus made ready for fairseq and a model trained on it, by the real commands."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import commands
+
+# 21 is no multiple of 8: fairseq's default batching would drop the last sentences.
+TINY_SIZES = {"train": 96, "valid": 21, "test": 21}
+
+
+@pytest.fixture(scope="session")
+def tiny_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with {train,valid,test}.{de,en}: digits and the same digits in reverse, made from a fixed seed."""
+    folder = tmp_path_factory.mktemp("tiny-raw")
+    generator = random.Random(1)
+    for split, size in TINY_SIZES.items():
+        source = [[str(generator.randrange(10)) for _ in range(generator.randint(2, 9))] for _ in range(size)]
+        for language, lines in (("de", source), ("en", [line[::-1] for line in source])):
+            text = "".join(" ".join(line) + "\n" for line in lines)
+            (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus binarized by fairseq-preprocess with a joined dictionary: a folder for fairseq's DATA."""
+    folder = tmp_path_factory.mktemp("tiny-data") / "bin"
+    commands.run(
+        "fairseq-preprocess", "--source-lang", "de", "--target-lang", "en", "--joined-dictionary", "--workers", "1",
+        *(word for split in TINY_SIZES for word in (f"--{split}pref", tiny_raw / split)), "--destdir", folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """checkpoint_last.pt of a 2+2-layer Lite Transformer with 16 channels, trained a few updates by fairseq-train.
+
+    Beside it lie checkpoint1.pt ... of each epoch and checkpoint_best.pt.
+    """
+    folder = tmp_path_factory.mktemp("tiny-checkpoint")
+    commands.fairseq_train(tiny_data, folder)
+    return folder / "checkpoint_last.pt"
