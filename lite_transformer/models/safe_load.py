@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class NumberCode:
 
     def __init__(self, code: object = None, *_flags: object):
         if not isinstance(code, str) or not _NUMBER_CODE.fullmatch(code):
-            raise ValueError(f"NumPy data of type {str(code)[:40]!r} is not plain numbers")
+            raise UnpicklingError(f"NumPy data of type {str(code)[:40]!r} is not plain numbers")
         self.code = code
         self.order = "="
 
@@ -75,8 +76,8 @@ class NumberArray(np.ndarray):
     def __setstate__(self, state: Any, /) -> None:
         _version, shape, code, fortran_order, raw = state
         if not isinstance(code, NumberCode) or not isinstance(raw, bytes):
-            raise ValueError("NumPy data that is not plain numbers")
-        super().__setstate__((1, tuple(shape), code.dtype(), np.bool(fortran_order), raw))
+            raise UnpicklingError("NumPy data that is not plain numbers")
+        super().__setstate__((1, tuple(shape), code.dtype(), bool(fortran_order), raw))  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:
         # saved again, it is an ordinary array
@@ -91,7 +92,7 @@ def _rebuild_array(*_arguments: object) -> NumberArray:
 def _rebuild_number(code: object, raw: object) -> np.generic:
     """A NumPy number from its bytes."""
     if not isinstance(code, NumberCode) or not isinstance(raw, bytes):
-        raise ValueError("NumPy data that is not plain numbers")
+        raise UnpicklingError("NumPy data that is not plain numbers")
     return np.frombuffer(raw, code.dtype(), count=1)[0]
 
 
