@@ -20,6 +20,8 @@ goes on where it stopped.
 END
 }
 
+quiet() { LOGLEVEL="${LOGLEVEL:-WARNING}" "$@"; } # progress bars and results are enough
+
 corpus=embedded source='' pair=de-en config='' updates='' out='' overrides=()
 while (($#)); do
     case "$1" in
@@ -44,7 +46,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "$corpus" in
     embedded) config="${config:-embedded_de_en}" ;;
-    *) config="${config:-multi30k_lite}" ;;
+    *) # the Multi30k experiments suit short sentences of other text too
+        [[ -n "$config" || ! -e "configs/multi30k_${pair/-/_}_lite.yaml" ]] || config="multi30k_${pair/-/_}_lite"
+        config="${config:-multi30k_de_en_lite}"
+        ;;
 esac
 if [[ -z "$out" ]]; then
     out=runs/quickstart
@@ -53,7 +58,7 @@ fi
 overrides+=("task.source_lang=${pair%-*}" "task.target_lang=${pair#*-}")
 [[ -z "$updates" ]] || overrides+=("optimization.max_update=$updates")
 
-export LOGLEVEL="${LOGLEVEL:-WARNING}" # progress bars and results are enough here
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"      # fairseq uses much that newer versions of torch call old
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that wait leave the core to others
 
 echo "1/5 Environment"
@@ -61,14 +66,15 @@ source scripts/_environment.sh
 set_up_environment
 
 echo "2/5 Corpus $corpus ($pair)"
-lite-transformer prepare "$corpus" --dest "$out/data" --pair "$pair" ${source:+--source "$source"}
+quiet lite-transformer prepare "$corpus" --dest "$out/data" --pair "$pair" ${source:+--source "$source"}
 
 echo "3/5 Training"
 lite-transformer train "$config" --data "$out/data/bin" --save-dir "$out/checkpoints" "${overrides[@]}"
 
 echo "4/5 Test set"
 checkpoint="$out/checkpoints/checkpoint_best.pt"
-lite-transformer evaluate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 | tee "$out/scores.txt"
+quiet lite-transformer evaluate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 \
+    --output "$out/translations.${pair#*-}" | tee "$out/scores.txt"
 
 echo "5/5 Typed sentences"
 case "${pair%-*}" in
@@ -94,13 +100,14 @@ case "$corpus-${pair%-*}" in
 esac
 paste -d '\n' <(printf '   %s\n' "${sentences[@]}") \
     <(printf '%s\n' "${sentences[@]}" |
-        lite-transformer translate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 | sed 's/^/-> /')
+        quiet lite-transformer translate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 | sed 's/^/-> /')
 
 cat <<END
 
 Text and data:  $out/data
 Checkpoints:    $out/checkpoints
 Scores:         $out/scores.txt
+Translations:   $out/translations.${pair#*-}
 Type your own:  lite-transformer translate --checkpoint $checkpoint --data $out/data/bin
 END
 [[ -n "${VIRTUAL_ENV_PROMPT:-}" && "${VIRTUAL_ENV:-}" != "$PWD/.venv" ]] || echo "Environment:    source .venv/bin/activate"

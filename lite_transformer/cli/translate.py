@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 
 from data_prep.io import decode_line
 from data_prep.pipeline import load_pipelines
-from data_prep.text import TextPipeline
-from lite_transformer.errors import CheckpointError, DataError, LiteTransformerError
+from lite_transformer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -106,28 +105,25 @@ class Translator:
                 raise DataError(
                     f"{data}: dict.{language}.txt is missing. Make the folder again with: lite-transformer prepare"
                 )
-        import torch
         from fairseq.dataclass.configs import GenerationConfig
 
+        from lite_transformer.scoring import decoding
+
         self.batch_size = batch_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-        self.models, self.task = _load_models(checkpoints, data)
-        for model in self.models:
-            model.to(self.device).eval()
-        self.source, self.target = self._pick_pipelines(pipelines, data)
+        for path in checkpoints:
+            named = [language for language in decoding.languages_of(path) if language]  # none: fairseq infers them
+            if not set(named) <= set(pipelines):
+                raise DataError(
+                    f"{path} translates {'-'.join(named)}, but {data} was prepared for {'-'.join(pipelines)}. "
+                    "Give the data folder that the model was trained on."
+                )
+        loaded = decoding.load(checkpoints, data, cpu)
+        self.source, self.target = (pipelines[language] for language in loaded.languages)
+        self.models, self.task, self.device = loaded.models, loaded.task, loaded.device
         # fairseq's limit of 200 tokens would cut the translations of long lines
         config = GenerationConfig(beam=beam, lenpen=lenpen, max_len_a=1.5, max_len_b=200)
         self.generator = self.task.build_generator(self.models, config)
         self.max_source_tokens = min(self.task.max_positions()[0], *(model.max_positions()[0] for model in self.models))
-
-    def _pick_pipelines(self, pipelines: dict[str, TextPipeline], data: Path) -> tuple[TextPipeline, TextPipeline]:
-        source, target = self.task.cfg.source_lang, self.task.cfg.target_lang
-        if source not in pipelines or target not in pipelines:
-            raise DataError(
-                f"the checkpoint translates {source}-{target}, but {data} was prepared for {'-'.join(pipelines)}. "
-                "Give the data folder that the model was trained on."
-            )
-        return pipelines[source], pipelines[target]
 
     def translate(self, lines: Sequence[str], first: int = 1) -> list[str]:
         """Raw text -> raw text, one for one and in order; ``first`` is the line number of the first, for messages."""
@@ -172,28 +168,3 @@ class Translator:
         subwords = self.task.target_dictionary.string(hypotheses[0]["tokens"].int().cpu())
         # one output line a line, whatever the model writes
         return " ".join(self.target.decode(subwords).split())
-
-
-def _load_models(checkpoints: Sequence[Path], data: Path) -> tuple[list[Any], Any]:
-    """The models, and the task with the dictionaries of ``data``."""
-    from fairseq import checkpoint_utils
-
-    from lite_transformer.models.safe_load import load_checkpoint
-    from lite_transformer.training import register
-
-    register()
-
-    for path in checkpoints:
-        load_checkpoint(path)  # fairseq's own errors are less clear
-    names = [str(path) for path in checkpoints]
-    try:
-        models, config, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides={"data": str(data)})
-        for model in models:
-            model.prepare_for_inference_(config)
-    except LiteTransformerError:
-        raise
-    except Exception as error:  # fairseq and torch raise anything from KeyError to RuntimeError here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        size = " The dictionaries do not fit: give the data it was trained on." if "size mismatch" in str(error) else ""
-        raise CheckpointError(f"{', '.join(names)}: cannot be loaded ({reason[0]}).{size}") from error
-    return models, task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -27,27 +28,11 @@ def trained(tmp_path_factory):
             (source / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     command = ["prepare", "parallel", "--source", str(source), "--dest", str(folder / "data"), "--bpe-merges", "40"]
     assert main(command) == 0
-    train = [
-        sys.executable,
-        "-m",
-        "fairseq_cli.train",
-        str(folder / "data" / "bin"),
-        "--arch",
-        "transformer_tiny",
-        "--cpu",
-    ]
-    train += [
-        "--share-all-embeddings",
-        "--optimizer",
-        "adam",
-        "--lr",
-        "0.001",
-        "--max-tokens",
-        "500",
-        "--max-update",
-        "2",
-    ]
-    train += ["--save-dir", str(folder / "model"), "--disable-validation", "--num-workers", "0", "--seed", "1"]
+    options = (
+        f"{folder}/data/bin -s de -t en --arch transformer_tiny --share-all-embeddings --optimizer adam --lr 0.001 "
+        f"--max-tokens 500 --max-update 2 --save-dir {folder}/model --disable-validation --num-workers 0 --seed 1 --cpu"
+    )
+    train = [sys.executable, "-m", "fairseq_cli.train", *options.split()]
     subprocess.run(train, check=True, capture_output=True)
     return folder / "data" / "bin", folder / "model" / "checkpoint_last.pt"
 
@@ -66,6 +51,15 @@ def echo(trained, monkeypatch):
     translator = translate.Translator([checkpoint], data, beam=1, batch_size=4, cpu=True)
     monkeypatch.setattr(translator.task, "inference_step", EchoModel().inference_step)
     return translator
+
+
+def _other_languages(data, folder):
+    """A copy of the bin folder that claims to hold French."""
+    copy = shutil.copytree(data, folder / "french")
+    record = (copy / "prepare.json").read_text(encoding="utf-8").replace('"de": {', '"fr": {')
+    (copy / "prepare.json").write_text(record, encoding="utf-8")
+    (copy / "dict.de.txt").rename(copy / "dict.fr.txt")
+    return copy
 
 
 def run(monkeypatch, capsys, data, *argv):
@@ -132,6 +126,7 @@ def test_missing_things_are_named(trained, tmp_path, capsys):
         (["--checkpoint", checkpoint, "--data", tmp_path], "no prepare.json"),
         (["--checkpoint", checkpoint, "--data", data, "--input", "no.txt"], "--input no.txt: no such file"),
         (["--checkpoint", checkpoint, "--data", data, "--beam", "0"], "--beam 0: at least 1"),
+        (["--checkpoint", checkpoint, "--data", _other_languages(data, tmp_path)], "translates de-en, but"),
     ):
         assert main(["translate", *[str(word) for word in argv]]) == 2
         assert message in capsys.readouterr().err
@@ -144,7 +139,7 @@ def test_damaged_and_foreign_checkpoints(trained, tmp_path, capsys):
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
         state["model"][name] = state["model"][name][:-8]
     torch.save(state, tmp_path / "other.pt")
-    for name, message in (("cut.pt", "truncated or damaged"), ("other.pt", "dictionaries do not fit")):
+    for name, message in (("cut.pt", "truncated or damaged"), ("other.pt", "not those it was trained with")):
         assert main(["translate", "--checkpoint", str(tmp_path / name), "--data", str(data)]) == 2
         err = capsys.readouterr().err
         assert message in err and name in err and "Traceback" not in err
