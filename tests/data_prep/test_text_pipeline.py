@@ -36,7 +36,7 @@ def test_without_tokenizer_any_text_comes_back(tmp_path, subword):
 def test_moses_round_trip(tmp_path, escape):
     text = pipeline(tmp_path, escape=escape)
     assert "@-@" in text.tokenize(LINES[0])
-    for line in LINES[:2]:
+    for line in (*LINES[:2], "Hund & Mann."):
         assert text.decode(text.encode(line)) == line
 
 
