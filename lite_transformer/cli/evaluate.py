@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             f"no binarized data in {args.data} (no such folder). Run: lite-transformer prepare CORPUS --dest DIR, "
             "then give --data DIR/bin"
         )
-    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
     from lite_transformer.scoring import decoding
 
     checkpoints, averaged = _checkpoints(args)
