@@ -208,8 +208,13 @@ def _as_json(
     # The published figures belong to the architecture as it stands, at the data set's lengths and vocabularies.
     same_model = not (settings.keys() - {"dropout", "attention_dropout", "activation_dropout", "weight_dropout"})
     same_lengths = (report.source_length, report.target_length) == (data.source_length, data.target_length)
-    same_output = not data.output_matrix_counted or vocabs[1] == data.target_vocab
-    comparable = report.params_core + (report.params_output if data.output_matrix_counted else 0)
+    comparable = report.params_core
+    counts = "core"
+    if getattr(data, "embeddings_counted", False):
+        comparable, counts = report.params_total, "with embeddings"
+    elif data.output_matrix_counted:
+        comparable, counts = report.params_core + report.params_output, "core and output matrix"
+    same_output = counts == "core" or vocabs == (data.source_vocab, data.target_vocab)
     return {
         "arch": architecture.name,
         "data": data.name,
@@ -233,7 +238,7 @@ def _as_json(
             "source": architecture.source,
             "macs": _against(report.macs, architecture.published_macs if same_model and same_lengths else ""),
             "params": _against(comparable, architecture.published_params if same_model and same_output else "")
-            | {"counts": "core and output matrix" if data.output_matrix_counted else "core"},
+            | {"counts": counts},
         },
     }
 
