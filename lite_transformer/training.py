@@ -108,6 +108,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), settings: Mapping[str
     Raises: ConfigError that names the file or the option; UnknownArchitectureError.
     """
     register()
+    file = read_config(path)
     hydra_init(path.stem)
     GlobalHydra.instance().clear()
     try:
@@ -123,7 +124,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), settings: Mapping[str
     # we registered ourselves; and a checkpoint should not name a folder of the machine it was trained on
     config.common.user_dir = None
     # fairseq's default is the number of visible GPUs, whatever the experiment's batch is
-    if OmegaConf.select(OmegaConf.load(path), "distributed_training.distributed_world_size") is None:
+    if OmegaConf.select(file, "distributed_training.distributed_world_size") is None:
         config.distributed_training.distributed_world_size = 1
     _check_names(config, path)
     _check_options(config, path, {key for key, _ in changes})
@@ -136,6 +137,25 @@ def load_config(path: Path, overrides: Sequence[str] = (), settings: Mapping[str
     assert isinstance(resolved, DictConfig)
     OmegaConf.set_struct(resolved, True)
     return resolved
+
+
+def read_config(path: Path) -> DictConfig:
+    """The file as it is written, its groups and their fixed options known. Raises ConfigError."""
+    try:
+        file = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {_reason(error)}") from error
+    if not isinstance(file, DictConfig):
+        raise ConfigError(f"{path}: an experiment is a mapping of groups (task, model, ...) to their options")
+    groups = FairseqConfig.__dataclass_fields__
+    for group in map(str, file):
+        if group in ("defaults", "hydra"):
+            continue
+        if group not in groups:
+            raise ConfigError(f"unknown group '{group}' ({path}).{_suggest(group, groups)}")
+        if _is_typed(group) and isinstance(file[group], DictConfig):
+            _check_keys(group, map(str, file[group]), groups[group].type, str(path))
+    return file
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[tuple[str, Any]]:
@@ -245,7 +265,7 @@ def _suggest(name: str, known: Iterable[Any], prefix: str = "") -> str:
 
 def _reason(error: BaseException) -> str:
     """The text of an error of Hydra, OmegaConf or YAML on one line, without its advice to programmers."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
     kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "See "))]
     return "; ".join(kept) or type(error).__name__
 
@@ -616,6 +636,7 @@ __all__ = [
     "known_configs",
     "load_config",
     "mend_last_checkpoint",
+    "read_config",
     "run",
     "spread",
     "start_logging",

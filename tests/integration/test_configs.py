@@ -1,0 +1,179 @@
+"""Every experiment of configs/: it parses, its model can be built, its schedule is the recipe's."""
+
+from __future__ import annotations
+
+import functools
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.optim.lr_scheduler import build_lr_scheduler
+from omegaconf import DictConfig
+
+from lite_transformer import training
+from lite_transformer.cli.main import main
+from lite_transformer.models.architectures import ARCHITECTURES
+from tests.helpers import commands
+
+CONFIGS = sorted((commands.ROOT / "configs").glob("*.yaml"))
+PAPER = [path for path in CONFIGS if path.stem.startswith(("iwslt14_", "wmt", "cnn_dm_"))]
+
+
+@functools.cache
+def _load(path: Path) -> DictConfig:
+    return training.load_config(path, ["task.data=none"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_model_of_an_experiment_is_built(path: Path):
+    config = _load(path)
+    dictionary = Dictionary()
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+    with torch.device("meta"):
+        model = ARCH_MODEL_REGISTRY[config.model._name].build_model(config.model, task)
+
+    core = sum(
+        p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n and "output_projection" not in n
+    )
+    if path in PAPER:
+        assert core == ARCHITECTURES[config.model._name].core_params
+    assert core > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_experiment_can_be_started_as_its_head_says(path: Path):
+    """The traps: dropped sentences, a user-dir that is not there, a batch that depends on the number of GPUs."""
+    config, file, text = _load(path), training.read_config(path), path.read_text(encoding="utf-8")
+
+    assert text.startswith("# @package _global_\n")
+    assert f"lite-transformer train {path.stem} --data " in text
+    assert config.dataset.required_batch_size_multiple == 1
+    assert (commands.ROOT / file.common.user_dir / "models").is_dir()
+    assert config.distributed_training.distributed_world_size == 1
+    assert config.optimization.max_update > 0
+
+
+def test_the_experiments_of_the_paper_are_there():
+    lite = [f"wmt{pair}_lite_{dim}" for pair in ("16_en_de", "14_en_fr") for dim in (200, 408, 496)]
+    lite += [f"iwslt14_de_en_lite_{dim}" for dim in (160, 240, 320)] + ["cnn_dm_lite_496"]
+    baselines = [
+        "iwslt14_de_en_transformer_63m",
+        "wmt16_en_de_transformer_87m",
+        "wmt14_en_fr_transformer_87m",
+        "cnn_dm_transformer_2g",
+    ]
+    assert {path.stem for path in PAPER} == {*lite, *baselines}
+
+
+# Golden learning rates: step -> rate, exact but for the rounding of floats.
+WMT_EN_DE = {0: 1e-7, 1: 1.9999e-7, 10000: 1e-3, 30000: 5.0005e-4, 49999: 1e-7, 50000: 1e-3}
+WMT_EN_FR = {0: 1e-7, 1: 2.9998e-7, 5000: 1e-3, 27500: 5.0005e-4, 49999: 1e-7, 50000: 1e-3}
+IWSLT = {0: 1e-7, 1: 1e-7 + (5e-4 - 1e-7) / 4000, 4000: 5e-4, 16000: 2.5e-4, 49999: 5e-4 * (4000 / 49999) ** 0.5}
+CURVES = {"iwslt14_": IWSLT, "wmt16_": WMT_EN_DE, "wmt14_": WMT_EN_FR, "cnn_dm_": WMT_EN_DE}
+
+
+class _Rate:
+    """What a scheduler needs of an optimizer."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+
+    def set_lr(self, rate: float) -> None:
+        self.rate = rate
+
+    def get_lr(self) -> float:
+        return self.rate
+
+
+def _scheduler(config: DictConfig) -> Any:
+    from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+
+    optimizer = type("RateOnly", (_Rate, FairseqOptimizer), {"__init__": _Rate.__init__})()
+    return build_lr_scheduler(config.lr_scheduler, optimizer)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_learning_rate_follows_the_paper(path: Path):
+    curve = next(curve for prefix, curve in CURVES.items() if path.stem.startswith(prefix))
+    scheduler = _scheduler(_load(path))
+
+    for step, rate in curve.items():
+        # the floor's golden value is given to its first digit: the last step is a hair above it
+        tolerance = {"rel": 1e-4} if rate == 1e-7 and step > 0 else {"rel": 1e-6}
+        tolerance = {"rel": 0.05} if step == 49999 and rate == 1e-7 else tolerance
+        assert scheduler.step_update(step) == pytest.approx(rate, **tolerance), f"step {step}"
+
+
+WMT_DROPOUT = {
+    "wmt16_en_de_lite_200": (0.04, 0.03),
+    "wmt16_en_de_lite_408": (0.08, 0.06),
+    "wmt16_en_de_lite_496": (0.10, 0.08),
+    "wmt14_en_fr_lite_200": (0.04, 0.03),
+    "wmt14_en_fr_lite_408": (0.08, 0.07),
+    "wmt14_en_fr_lite_496": (0.10, 0.08),
+    "cnn_dm_lite_496": (0.15, 0.10),
+}
+
+
+@pytest.mark.parametrize("name", WMT_DROPOUT)
+def test_large_recipes_are_those_of_the_paper(name: str):
+    config = _load(commands.ROOT / "configs" / f"{name}.yaml")
+    dropout, other = WMT_DROPOUT[name]
+
+    assert (config.model.dropout, config.model.attention_dropout, config.model.weight_dropout) == (
+        dropout,
+        other,
+        other,
+    )
+    assert config.model.share_all_embeddings
+    assert config.dataset.max_tokens * config.optimization.update_freq[0] == 524_288
+    assert (config.optimizer.adam_betas, config.optimizer.weight_decay) == ("(0.9, 0.98)", 0.0)
+    assert (config.optimization.max_update, config.optimization.clip_norm) == (50_000, 0.0)
+    assert config.optimization.stop_min_lr == 1e-9
+    assert config.criterion.label_smoothing == 0.1
+    assert config.checkpoint.keep_last_epochs == (10 if name.startswith("cnn") else 20)
+    assert not config.common.fp16
+
+
+@pytest.mark.parametrize("dim", [160, 240, 320])
+def test_iwslt_recipes_are_those_of_the_paper(dim: int):
+    config = _load(commands.ROOT / "configs" / f"iwslt14_de_en_lite_{dim}.yaml")
+
+    assert (config.model.dropout, config.model.attention_dropout, config.model.weight_dropout) == (0.2, 0.0, 0.1)
+    assert not config.model.share_all_embeddings
+    assert not config.model.share_decoder_input_output_embed
+    assert config.model.encoder_branches == ["attention", "lightweight"]
+    assert (config.model.encoder_conv_gate, config.model.decoder_conv_gate) == ("none", "none")
+    assert (config.dataset.max_tokens, list(config.optimization.update_freq)) == (4096, [1])
+    assert (config.optimizer.weight_decay, config.optimization.max_update) == (0.0001, 50_000)
+    assert config.criterion.label_smoothing == 0.1
+
+
+def test_the_batch_of_an_experiment_does_not_depend_on_the_number_of_processes():
+    config = deepcopy(_load(commands.ROOT / "configs" / "wmt16_en_de_lite_496.yaml"))
+
+    training.spread(config, 8)
+
+    assert list(config.optimization.update_freq) == [16]
+    assert config.distributed_training.distributed_world_size == 8
+
+
+def test_dry_run_prints_the_fairseq_command(capsys: pytest.CaptureFixture[str]):
+    code = main(["train", "wmt16_en_de_lite_200", "model.encoder_layers=2", "--data", "d/bin", "--dry-run", "--seed",
+                 "3", "model.dropout=0.2", "--processes", "4", "--cpu", "--save-dir", "s"])  # fmt: skip
+
+    words = capsys.readouterr().out.split()
+    assert code == 0
+    assert words[:5] == ["fairseq-hydra-train", "--config-dir", str(commands.ROOT / "configs"), "--config-name",
+                         "wmt16_en_de_lite_200"]  # fmt: skip
+    assert set(words[5:]) == {
+        f"common.user_dir={commands.ROOT / 'lite_transformer'}", "++model.encoder_layers=2", "model.dropout=0.2",
+        "task.data=d/bin", "checkpoint.save_dir=s", "common.seed=3", "common.cpu=true",
+        "distributed_training.distributed_world_size=4", "'optimization.update_freq=[32]'",
+    }  # fmt: skip
