@@ -1,4 +1,4 @@
-"""Running the real commands of fairseq and of this project, as a user does, with one tiny experiment in two spellings."""
+"""Running the real commands of fairseq and of this project as a user does; one tiny experiment in two spellings."""
 
 from __future__ import annotations
 
