@@ -408,6 +408,12 @@ def test_options_that_cannot_be_built(changes, text):
     assert "\n" not in str(error.value)
 
 
+def test_a_gate_needs_a_dynamic_convolution_with_linear_layers():
+    assert translate_options(old_args()).encoder_conv_gate == "glu"
+    assert translate_options(old_args(encoder_branch_type=LIGHT)).encoder_conv_gate == "none"
+    assert translate_options(old_args(conv_linear=False)).encoder_conv_gate == "none"
+
+
 def test_branch_spec():
     assert parse_branch_spec("attn:1:248:4", "--x") == ("attention", 0, 248, 4)
     assert parse_branch_spec("dynamic:default:248:4", "--x") == ("dynamic", 0, 248, 4)
