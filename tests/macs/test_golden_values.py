@@ -122,8 +122,9 @@ TINY = {
             6_440,
             38_400,
         ),
+        ({"encoder_branches": ["attention", "lightweight"]}, 6_440, 38_400),
     ],
-    ids=["gate-dynamic", "lightweight"],
+    ids=["gate-dynamic", "lightweight", "lightweight-ignores-the-gate"],
 )
 def test_tiny_model_by_hand_both_ways(options, core, macs):
     """Source length 5 and target length 7: shorter than or equal to the longest kernel, which costs its full width."""

@@ -49,7 +49,7 @@ def test_tokenized_bleu_by_hand():
     # matches of 1 to 4 words: 4 of 5, 3 of 4, 2 of 3, 1 of 2; five words for six
     precision = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
     assert score.value == pytest.approx(100 * precision * math.exp(1 - 6 / 5))
-    assert bleu.tokenized_bleu(["a b c"], ["a b c"]).value == 0, "no smoothing: no four words match"
+    assert bleu.tokenized_bleu(["a b c x d"], ["a b c y d"]).value == 0, "no smoothing: no four words match"
 
 
 def test_compound_split():

@@ -41,8 +41,8 @@ def test_order_of_more_than_ten_is_by_number_and_not_by_text():
 
 def test_line_separators_inside_a_sentence_do_not_end_it(tmp_path):
     path = tmp_path / "generate.txt"
-    path.write_bytes("H-0\t-1\ta\u2028b\u0085c\n".encode())
-    assert read_generation(path)[0].hypothesis == "a\u2028b\u0085c"
+    path.write_bytes("H-0\t-1\ta\u2028b\u0085c\rd\n".encode())
+    assert read_generation(path)[0].hypothesis == "a\u2028b\u0085c\rd"
 
 
 def test_dropped_batch_is_an_error_naming_both_counts_and_the_cause():
