@@ -18,9 +18,10 @@ from lite_transformer.errors import UnknownArchitectureError
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the paper's accounting takes from a data set: lengths of the counted pass, sizes of the vocabularies.
+    """What the accounting of a paper takes from a data set: lengths of the counted pass, sizes of the vocabularies.
 
-    ``output_matrix_counted``: whether the published parameters include the (untied) output matrix.
+    ``output_matrix_counted``, ``embeddings_counted``: whether the published parameters include the (untied) output
+    matrix, the embeddings.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DataSet:
     target_vocab: int
     shared_embeddings: bool
     output_matrix_counted: bool = False
+    embeddings_counted: bool = False
 
 
 IWSLT14_DE_EN = DataSet("IWSLT'14 De-En", 30, 30, 8848, 6632, shared_embeddings=False, output_matrix_counted=True)
@@ -38,7 +40,7 @@ WMT14_EN_FR = DataSet("WMT'14 En-Fr", 30, 30, 44512, 44512, shared_embeddings=Tr
 # About 30k joint BPE types; the exact size was never published.
 CNN_DM = DataSet("CNN/DailyMail", 30, 60, 30000, 30000, shared_embeddings=True)
 # Size of the joint dictionary of our own preparation (10,000 merges, En-De).
-MULTI30K = DataSet("Multi30k", 30, 30, 9728, 9728, shared_embeddings=True)
+MULTI30K = DataSet("Multi30k", 30, 30, 9728, 9728, shared_embeddings=True, embeddings_counted=True)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                         "dropout": 0.3,
                     }
                 ),
-                42_086_400, 1_325_056, source="Transformer-Tiny, Wu et al. 2021",
+                42_086_400, 1_325_056, "", "2.6M", source="Transformer-Tiny, Wu et al. 2021",
             ),
         ]
     }
