@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_environment.sh
 set_up_environment test
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # tiny models: threads only wait for each other
 python -m pytest "$@"
