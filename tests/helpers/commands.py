@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def run(*command: Any, code: int = 0, cwd: Path = ROOT, stdin: str = "", **extra
     text = done.stdout + done.stderr
     assert done.returncode == code, f"{' '.join(words(command))} ended with {done.returncode}:\n{text[-4000:]}"
     return text
+
+
+def run_together(*several: tuple[Any, ...]) -> list[str]:
+    """As ``run``, for commands that do not depend on each other: a second core need not wait."""
+    with ThreadPoolExecutor(len(several)) as pool:
+        return list(pool.map(lambda command: run(*command), several))
 
 
 def train_flags(data: Path, save_dir: Path) -> list[Any]:

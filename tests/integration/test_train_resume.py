@@ -46,8 +46,6 @@ def _load(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_killed_training_resumes_in_the_middle_of_an_epoch_to_the_same_loss(tiny_data: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    commands.run(*_command(tiny_data, whole))
-
     process = subprocess.Popen(
         commands.words(_command(tiny_data, killed)), cwd=commands.ROOT, env=commands.environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -59,7 +57,7 @@ def test_a_killed_training_resumes_in_the_middle_of_an_epoch_to_the_same_loss(ti
     assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
     assert (killed / "checkpoint_1_4.pt").exists()
     assert not (killed / "checkpoint1.pt").exists(), "the kill came too late to interrupt the epoch"
-    output = commands.run(*_command(tiny_data, killed))
+    output, _ = commands.run_together(_command(tiny_data, killed), _command(tiny_data, whole))
 
     assert "Loaded checkpoint" in output
     uninterrupted, resumed = _load(whole), _load(killed)
