@@ -31,7 +31,7 @@ from typing import Any
 
 import fairseq
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
