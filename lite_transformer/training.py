@@ -538,6 +538,7 @@ def _free_port() -> int:
 def start_logging(save_dir: Path, rank: int = 0) -> None:
     """Log lines on stderr (from LOGLEVEL up) and all of them in train.log of the save folder; of the first process."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(fairseq|torch)(\.|$)")
+    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
     root = logging.getLogger()
     if rank != 0:
         root.setLevel(logging.WARNING)
