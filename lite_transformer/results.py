@@ -323,6 +323,72 @@ def check_tables(folder: Path) -> None:
         raise DataError(f"{path}, line {line}: not what the records give. Run: lite-transformer results --dir {folder}")
 
 
+# --- summaries inside other files ----------------------------------------------------------------------------------
+
+_BLOCK = re.compile(r"(<!-- results: (?P<task>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SUMMARY = ("test", "tokenized_bleu")
+
+
+def render_summary(rows: Sequence[Row]) -> str:
+    """A narrow table of one task: tokenized BLEU on test, measured and literature apart, best mean last."""
+    head = ["row", "Mult-Adds", "updates", "seeds", "tokenized BLEU, measured", "tokenized BLEU, literature"]
+    lines = [_markdown(head), _markdown(["---"] + ["---:"] * (len(head) - 1))]
+
+    def scores(row: Row) -> list[float]:
+        found = [item for run in row.runs.values() for item in run.metrics]
+        return [item.value for item in found if (item.split, item.metric) == _SUMMARY]
+
+    for row in sorted(rows, key=lambda row: (statistics.fmean(scores(row)) if scores(row) else 0.0, row.label)):
+        claims = [figure.value for figure in row.figures if (figure.split, figure.metric) == _SUMMARY]
+        updates = sorted({run.updates for run in row.runs.values()})
+        lines.append(
+            _markdown(
+                [
+                    row.label,
+                    f"{row.macs / 1e6:.1f}M",
+                    ", ".join(f"{count:,}" for count in updates),
+                    str(len(row.runs) or ""),
+                    _mean_and_spread(scores(row)),
+                    ", ".join(f"{value:.2f}" for value in claims),
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def render_blocks(text: str, folder: Path, where: str) -> str:
+    """The text with every block between '<!-- results: TASK -->' and '<!-- end -->' filled from the records.
+
+    Raises: DataError if a block names a task without records.
+    """
+    tasks = rows_by_task(read_records(folder), read_literature(folder))
+
+    def fill(block: re.Match[str]) -> str:
+        if block["task"] not in tasks:
+            raise DataError(f"{where}: results of unknown task '{block['task']}'. Known: {', '.join(tasks)}")
+        return f"{block[1]}\n{render_summary(tasks[block['task']])}\n{block[3]}"
+
+    return _BLOCK.sub(fill, text)
+
+
+def write_blocks(path: Path, folder: Path) -> Path:
+    """Fills the blocks of a file, such as the README; returns its path."""
+    text = render_blocks(path.read_text(encoding="utf-8"), folder, str(path))
+    with atomic_open(path) as stream:
+        stream.write(text)
+    return path
+
+
+def check_blocks(path: Path, folder: Path) -> None:
+    """Raises: DataError if the blocks of a file are not what the records give."""
+    text = path.read_text(encoding="utf-8")
+    if render_blocks(text, folder, str(path)) != text:
+        raise DataError(
+            f"{path}: its results are not what the records give. "
+            f"Run: lite-transformer results --dir {folder} --into {path}"
+        )
+
+
 # --- plots ---------------------------------------------------------------------------------------------------------
 
 
@@ -339,7 +405,7 @@ def plotted_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """One PNG a task with measured runs: tokenized BLEU against MACs, literature as hollow marks; returns the paths."""
+    """One PNG a task with measured runs: a line a row, tokenized BLEU across, literature hollow; returns the paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -350,36 +416,32 @@ def write_plots(folder: Path) -> list[Path]:
         columns = plotted_columns(rows)
         if not columns:
             continue
-        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.42 * len(rows)), layout="constrained")
         for number, column in enumerate(columns):
-            points = [(row, row.values(column)) for row in rows if row.values(column)]
-            x = [row.macs / 1e6 for row, _ in points]
-            means = [statistics.fmean(values) for _, values in points]
-            spread = [
-                [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)],
-                [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)],
-            ]
-            label = f"{column[0]}, measured"
-            axes.errorbar(x, means, yerr=spread, fmt="o", capsize=3, color=f"C{number}", label=label)
-            for (row, _), left, mean in zip(points, x, means, strict=True):
-                axes.annotate(row.label, (left, mean), textcoords="offset points", xytext=(6, 4), fontsize=8)
-            claims = [
-                (row.macs / 1e6, item.value)
-                for row in rows
-                for item in row.figures
-                if row.macs and (item.split, item.metric) == column[:2]
-            ]
-            if claims:
-                label = f"{column[0]}, literature"
-                axes.plot(*zip(*claims, strict=True), "s", markerfacecolor="none", color=f"C{number}", label=label)
-        axes.set(title=task, xlabel="Mult-Adds of one pass (M)", ylabel="tokenized BLEU")
-        axes.margins(x=0.2, y=0.2)
+            color = f"C{number}"
+            for y, row in enumerate(rows):
+                values = row.values(column)
+                axes.plot(values, [y] * len(values), "-o", color=color, label=f"{column[0]}, measured, one mark a seed")
+                claims = [item.value for item in row.figures if (item.split, item.metric) == column[:2]]
+                axes.plot(
+                    claims, [y] * len(claims), "s", color=color, markerfacecolor="none", markersize=9,
+                    label=f"{column[0]}, literature",
+                )  # fmt: skip
+        axes.set(title=task, xlabel="tokenized BLEU")
+        axes.set_yticks(range(len(rows)), [f"{row.label} ({row.macs / 1e6:.1f}M)" for row in rows])
+        axes.margins(x=0.1, y=0.15)
         axes.grid(alpha=0.3)
-        axes.legend()
+        # every row brought its own entry, empty ones too: keep one of each that has a mark
+        entries = {
+            str(line.get_label()): line
+            for line in axes.get_lines()
+            if len(line.get_xdata())  # type: ignore[arg-type]
+        }
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=8)
         (folder / PLOTS).mkdir(exist_ok=True)
         path = folder / PLOTS / f"{_file_name(task)}.png"
         temporary = path.with_name(f".{path.name}.partial")
-        figure.savefig(temporary, dpi=120, format="png", metadata={"Software": None})
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
         temporary.replace(path)
         pyplot.close(figure)
         written.append(path)

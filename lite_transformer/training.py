@@ -31,6 +31,7 @@ from typing import Any
 
 import fairseq
 import torch
+import yaml
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
@@ -50,7 +51,6 @@ from lite_transformer.models.architectures import ARCHITECTURES
 logger = logging.getLogger(__name__)
 
 # OmegaConf brings PyYAML, which has no types of its own.
-YAMLError: type[Exception] = importlib.import_module("yaml").YAMLError
 
 PACKAGE_DIR = Path(__file__).parent
 CONFIG_DIR = PACKAGE_DIR.parent / "configs"
@@ -118,7 +118,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), settings: Mapping[str
             warnings.simplefilter("ignore")  # Hydra's advice about matching a schema by name: fairseq relies on it
             with initialize_config_dir(config_dir=str(path.parent), version_base="1.1"):
                 config = compose(config_name=path.stem)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {_reason(error)}") from error
     changes = [*parse_overrides(overrides), *(settings or {}).items()]
     for key, value in changes:
@@ -145,7 +145,7 @@ def read_config(path: Path) -> DictConfig:
     """The file as it is written, its groups and their fixed options known. Raises ConfigError."""
     try:
         file = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {_reason(error)}") from error
     if not isinstance(file, DictConfig):
         raise ConfigError(f"{path}: an experiment is a mapping of groups (task, model, ...) to their options")

@@ -42,5 +42,26 @@ def test_bad_folder_and_bad_record_are_one_line(folder, tmp_path, capsys):  # no
     assert err.count("\n") == 1 and "broken.json: missing key arch, commands" in err
 
 
-def test_tables_of_the_repository_are_what_its_records_give():
-    assert main(["results", "--dir", str(Path(__file__).parents[2] / "results"), "--check"]) == 0
+def test_blocks_of_another_file_are_filled_and_checked(folder, tmp_path, capsys):  # noqa: F811
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results: multi30k-en-de -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    base = ["results", "--dir", str(folder), "--into", str(page)]
+    assert main([*base, "--no-plots"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "| Transformer-Tiny | 42.1M | 8,000 | 1 | 40.68 | 41.02 |" in text
+    assert "| Lite | 35.0M | 8,000 | 2 | 41.00 (40.00 to 42.00) |  |" in text
+    assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
+    assert main([*base, "--check"]) == 0
+    page.write_text(text.replace("40.68", "39.68"), encoding="utf-8")
+    assert main([*base, "--check"]) == 2
+    assert "page.md: its results are not what the records give" in capsys.readouterr().err
+    page.write_text("<!-- results: nothing -->\n<!-- end -->\n", encoding="utf-8")
+    assert main([*base, "--check"]) == 2
+    assert "results of unknown task 'nothing'. Known: multi30k-en-de" in capsys.readouterr().err
+    assert main(["results", "--dir", str(folder), "--into", str(tmp_path / "none.md")]) == 2
+    assert "none.md: no such file" in capsys.readouterr().err
+
+
+def test_tables_and_readme_of_the_repository_are_what_its_records_give():
+    root = Path(__file__).parents[2]
+    assert main(["results", "--dir", str(root / "results"), "--into", str(root / "README.md"), "--check"]) == 0
