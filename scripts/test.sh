@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_environment.sh
 set_up_environment test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # tiny models: threads only wait for each other
-python -m pytest --numprocesses 2 --dist loadgroup "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
