@@ -44,13 +44,11 @@ done
 [[ -z "$source" ]] || source="$(cd "$source" 2>/dev/null && pwd || echo "$source")" # relative to the caller's folder
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-case "$corpus" in
-    embedded) config="${config:-embedded_de_en}" ;;
-    *) # the Multi30k experiments suit short sentences of other text too
-        [[ -n "$config" || ! -e "configs/multi30k_${pair/-/_}_lite.yaml" ]] || config="multi30k_${pair/-/_}_lite"
-        config="${config:-multi30k_de_en_lite}"
-        ;;
-esac
+small='' # the experiments for two CPU cores; any other keeps its own batch and threads
+if [[ -z "$config" ]]; then
+    small=yes
+    [[ "$corpus" == embedded ]] && config=embedded_de_en || config=small_cpu
+fi
 if [[ -z "$out" ]]; then
     out=runs/quickstart
     [[ "$corpus-$pair" == embedded-de-en ]] || out="runs/quickstart-$corpus-$pair"
@@ -61,7 +59,7 @@ overrides+=("task.source_lang=${pair%-*}" "task.target_lang=${pair#*-}")
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"      # fairseq uses much that newer versions of torch call old
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that wait leave the core to others
 processes=()
-if [[ "$corpus" == embedded ]]; then # too small a model for threads: two processes of one thread each are twice as fast
+if [[ -n "$small" ]]; then # too small a model for threads: two processes of one thread each are twice as fast
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     (($(getconf _NPROCESSORS_ONLN) < 2)) || processes=(--processes 2 --cpu)
 fi
@@ -74,7 +72,7 @@ echo "2/5 Corpus $corpus ($pair)"
 quiet lite-transformer prepare "$corpus" --dest "$out/data" --pair "$pair" ${source:+--source "$source"}
 
 echo "3/5 Training"
-lite-transformer train "$config" --data "$out/data/bin" --save-dir "$out/checkpoints" "${processes[@]}" "${overrides[@]}"
+lite-transformer train "$config" --data "$out/data/bin" --save-dir "$out/checkpoints" ${processes[@]+"${processes[@]}"} "${overrides[@]}"
 
 echo "4/5 Test set"
 checkpoint="$out/checkpoints/checkpoint_best.pt"
