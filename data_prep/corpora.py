@@ -66,7 +66,7 @@ CORPORA = {
             "Elliott et al. 2017, Findings of the Second Shared Task on Multimodal Machine Translation",
             languages=multi30k.LANGUAGES,
             default_pair=("de", "en"),
-            # hyphens stay, as in the scores of the literature: its test_2016_flickr has 12,103 German words, ours 12,102
+            # hyphens stay, as for the scores of the literature: test_2016_flickr has 12,103 German words there
             text={"lowercase": True, "aggressive_dash": False},
             merges=10000,
             find_sources=multi30k.find_sources,
