@@ -69,6 +69,8 @@ def test_strided_views_and_empty_batches():
     assert_same(ops.dynamic_conv(x, per_position, 1), ops.dynamic_conv(x.contiguous(), per_position, 1), 1e-6)
     assert ops.lightweight_conv(wide[:, :0], weight, 1).shape == (5, 0, 12)
     assert ops.dynamic_conv(wide[:, :0], per_position[:, :0], 1).shape == (5, 0, 12)
+    assert ops.lightweight_conv(wide[:0], weight, 1).shape == (0, 4, 12)
+    assert ops.dynamic_conv(wide[:0], torch.randn(0, 4, 2, 3), 1).shape == (0, 4, 12)
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])
