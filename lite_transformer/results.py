@@ -331,12 +331,23 @@ _SUMMARY = ("test", "tokenized_bleu")
 
 def render_summary(rows: Sequence[Row]) -> str:
     """A narrow table of one task: tokenized BLEU on test, measured and literature apart, best mean last."""
-    head = ["row", "Mult-Adds", "updates", "seeds", "tokenized BLEU, measured", "tokenized BLEU, literature"]
-    lines = [_markdown(head), _markdown(["---"] + ["---:"] * (len(head) - 1))]
+    head = [
+        "row",
+        "Mult-Adds",
+        "updates",
+        "seeds",
+        "tokenized BLEU, measured",
+        "decoding",
+        "tokenized BLEU, literature",
+    ]
+    lines = [_markdown(head), _markdown(["---"] + ["---:"] * 4 + ["---", "---:"])]
+
+    def metrics(row: Row) -> list[Metric]:
+        found = [item for run in row.runs.values() for item in run.metrics]
+        return [item for item in found if (item.split, item.metric) == _SUMMARY]
 
     def scores(row: Row) -> list[float]:
-        found = [item for run in row.runs.values() for item in run.metrics]
-        return [item.value for item in found if (item.split, item.metric) == _SUMMARY]
+        return [item.value for item in metrics(row)]
 
     for row in sorted(rows, key=lambda row: (statistics.fmean(scores(row)) if scores(row) else 0.0, row.label)):
         claims = [figure.value for figure in row.figures if (figure.split, figure.metric) == _SUMMARY]
@@ -349,6 +360,7 @@ def render_summary(rows: Sequence[Row]) -> str:
                     ", ".join(f"{count:,}" for count in updates),
                     str(len(row.runs) or ""),
                     _mean_and_spread(scores(row)),
+                    ", ".join(dict.fromkeys(item.decoding for item in metrics(row))),
                     ", ".join(f"{value:.2f}" for value in claims),
                 ]
             )
@@ -421,7 +433,8 @@ def write_plots(folder: Path) -> list[Path]:
             color = f"C{number}"
             for y, row in enumerate(rows):
                 values = row.values(column)
-                axes.plot(values, [y] * len(values), "-o", color=color, label=f"{column[0]}, measured, one mark a seed")
+                how = f"{column[0]}, measured: {column[2].rpartition('; ')[2]}"
+                axes.plot(values, [y] * len(values), "-o", color=color, label=how)
                 claims = [item.value for item in row.figures if (item.split, item.metric) == column[:2]]
                 axes.plot(
                     claims, [y] * len(claims), "s", color=color, markerfacecolor="none", markersize=9,
@@ -437,7 +450,7 @@ def write_plots(folder: Path) -> list[Path]:
             for line in axes.get_lines()
             if len(line.get_xdata())  # type: ignore[arg-type]
         }
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, fontsize=8)
         (folder / PLOTS).mkdir(exist_ok=True)
         path = folder / PLOTS / f"{_file_name(task)}.png"
         temporary = path.with_name(f".{path.name}.partial")

@@ -48,8 +48,8 @@ def test_blocks_of_another_file_are_filled_and_checked(folder, tmp_path, capsys)
     base = ["results", "--dir", str(folder), "--into", str(page)]
     assert main([*base, "--no-plots"]) == 0
     text = page.read_text(encoding="utf-8")
-    assert "| Transformer-Tiny | 42.1M | 8,000 | 1 | 40.68 | 41.02 |" in text
-    assert "| Lite | 35.0M | 8,000 | 2 | 41.00 (40.00 to 42.00) |  |" in text
+    assert "| Transformer-Tiny | 42.1M | 8,000 | 1 | 40.68 | beam 5 | 41.02 |" in text
+    assert "| Lite | 35.0M | 8,000 | 2 | 41.00 (40.00 to 42.00) | beam 5 |  |" in text
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
     assert main([*base, "--check"]) == 0
     page.write_text(text.replace("40.68", "39.68"), encoding="utf-8")
