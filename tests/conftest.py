@@ -46,3 +46,8 @@ def tiny_checkpoint(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("tiny-checkpoint")
     commands.fairseq_train(tiny_data, folder)
     return folder / "checkpoint_last.pt"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: with several workers none of them then waits for a slow one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
