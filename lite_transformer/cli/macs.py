@@ -210,7 +210,7 @@ def _as_json(
     same_lengths = (report.source_length, report.target_length) == (data.source_length, data.target_length)
     comparable = report.params_core
     counts = "core"
-    if getattr(data, "embeddings_counted", False):
+    if data.embeddings_counted:
         comparable, counts = report.params_total, "with embeddings"
     elif data.output_matrix_counted:
         comparable, counts = report.params_core + report.params_output, "core and output matrix"

@@ -135,9 +135,6 @@ class TransformerBaselineConfig(FairseqDataclass):
         """The nested configuration that fairseq's encoder and decoder classes read."""
         flat = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "_name"}
         flat |= {"decoder_input_dim": self.decoder_embed_dim, "decoder_output_dim": self.decoder_embed_dim}
-        # fairseq's base classes cut layers_to_keep themselves only in their own build_model.
-        for side in SIDES:
-            flat[f"{side}_layers"] = len(self.kept_layers(side))
         return TransformerConfig.from_namespace(Namespace(**flat))
 
     def kept_layers(self, side: str) -> list[int]:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper  # noqa: F401  the seam used below exists
 
 from lite_transformer.errors import ConfigError, UnknownArchitectureError
 from lite_transformer.models.architectures import ARCHITECTURES, find_architecture
