@@ -13,7 +13,11 @@ class UnknownArchitectureError(ConfigError):
     """An architecture name that is not registered; the text lists the known ones."""
 
 
-class UnsupportedShapeError(LiteTransformerError, ValueError):
+class UnsupportedInputError(LiteTransformerError, ValueError):
+    """A dtype, device, size or choice that an operation does not take; names it and what is allowed."""
+
+
+class UnsupportedShapeError(UnsupportedInputError):
     """A tensor or size that an operation does not take; the text names the value and the allowed ones."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,11 +28,14 @@ class ShortRangeConv(IncrementalModule):
         linear: have the two projections at all.
         mask_after_gate: zero padded positions just before the convolution, so that padding cannot reach real
             tokens; False zeroes them before the first projection, as the published checkpoints were trained.
+        backend: of the convolution: 'auto', 'triton' or 'reference', as in `ops.lightweight_conv`. It says how fast,
+            not what.
     Raises: ConfigError naming the value that does not fit.
     Source: Lite Transformer, section 4; Wu et al. 2019.
     """
 
     batch_dim = 1
+    convolution: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -43,8 +48,11 @@ class ShortRangeConv(IncrementalModule):
         gate: bool = False,
         linear: bool = True,
         mask_after_gate: bool = True,
+        backend: str = "auto",
     ):
         super().__init__()
+        if backend not in ops.BACKENDS:
+            raise ConfigError(f"unknown convolution backend '{backend}'; known: {', '.join(ops.BACKENDS)}")
         if num_heads < 1 or embed_dim % num_heads != 0:
             raise ConfigError(f"{num_heads} heads do not divide a convolution branch of {embed_dim} channels")
         if kernel_size < 1:
@@ -62,15 +70,12 @@ class ShortRangeConv(IncrementalModule):
         self.weight_softmax = weight_softmax
         self.gate = gate
         self.mask_after_gate = mask_after_gate
+        self.backend = backend
         self.linear1: nn.Linear | None = xavier_linear(embed_dim, embed_dim * (2 if gate else 1)) if linear else None
         self.linear2: nn.Linear | None = xavier_linear(embed_dim, embed_dim) if linear else None
 
     def kernels(self, x: Tensor) -> Tensor:
         """The unnormalised kernels for the gated input x: (T, B, C); the last dimension of the result is K."""
-        raise NotImplementedError
-
-    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """(T, B, C) -> (T, B, C) over a whole sequence."""
         raise NotImplementedError
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
@@ -89,31 +94,41 @@ class ShortRangeConv(IncrementalModule):
             x: (T, B, C); with an incremental state one step, T = 1.
             padding_mask: (B, T) bool, True = padding.
         """
-        if padding_mask is not None:
-            padding_mask = padding_mask.transpose(0, 1).unsqueeze(2)  # (T, B, 1)
-            if not self.mask_after_gate:
-                x = x.masked_fill(padding_mask, 0)
+        if padding_mask is not None and not self.mask_after_gate:
+            x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
+            padding_mask = None
         if self.linear1 is not None:
             x = self.linear1(x)
             if self.gate:
                 x = F.glu(x, dim=-1)
-        if padding_mask is not None and self.mask_after_gate:
-            x = x.masked_fill(padding_mask, 0)
+        if incremental_state is None:
+            x = type(self).convolution(
+                x,
+                self.kernels(x),
+                self.left_padding,
+                weight_softmax=self.weight_softmax,
+                weight_dropout=self.weight_dropout if self.training else 0.0,
+                padding_mask=padding_mask,
+                backend=self.backend,
+            )
+        else:
+            x = self._step(x, padding_mask, incremental_state)
+        return x if self.linear2 is None else self.linear2(x)
+
+    def _step(self, x: Tensor, padding_mask: Tensor | None, incremental_state: IncrementalState) -> Tensor:
+        """The convolution at the newest position: (1, B, C) -> (1, B, C)."""
+        if not self.causal:
+            raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
         kernels = self.kernels(x)
         if self.weight_softmax:
             kernels = F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(x)
-        kernels = F.dropout(kernels, self.weight_dropout, self.training)
-        if incremental_state is None:
-            x = self.convolve(x, kernels)
-        else:
-            if not self.causal:
-                raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
-            previous = self.read_buffer(incremental_state).get("window")
-            window = x if previous is None else torch.cat([previous, x])
-            # The K - 1 newest inputs are all that the next step can see.
-            self.write_buffer(incremental_state, {"window": window[max(0, window.size(0) - self.kernel_size + 1) :]})
-            x = self.convolve_step(window, kernels)
-        return x if self.linear2 is None else self.linear2(x)
+        previous = self.read_buffer(incremental_state).get("window")
+        window = x if previous is None else torch.cat([previous, x])
+        # The K - 1 newest inputs are all that the next step can see.
+        self.write_buffer(incremental_state, {"window": window[max(0, window.size(0) - self.kernel_size + 1) :]})
+        return self.convolve_step(window, F.dropout(kernels, self.weight_dropout, self.training))
 
     def extra_repr(self) -> str:
         where = "causal" if self.causal else "centred"
@@ -123,6 +138,8 @@ class ShortRangeConv(IncrementalModule):
 class LightweightConv(ShortRangeConv):
     """The same H kernels at every position: ``weight`` of shape (H, K). Source: Wu et al. 2019, section 3."""
 
+    convolution = staticmethod(ops.lightweight_conv)
+
     def __init__(self, embed_dim: int, kernel_size: int, num_heads: int, causal: bool, **options):
         super().__init__(embed_dim, kernel_size, num_heads, causal, **options)
         self.weight = nn.Parameter(torch.empty(num_heads, kernel_size))
@@ -131,9 +148,6 @@ class LightweightConv(ShortRangeConv):
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight
 
-    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        return ops.lightweight_conv(x, kernels, self.left_padding)
-
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.lightweight_conv_step(window, kernels)
 
@@ -141,15 +155,14 @@ class LightweightConv(ShortRangeConv):
 class DynamicConv(ShortRangeConv):
     """Kernels predicted at each position from the gated input itself. Source: Wu et al. 2019, section 4."""
 
+    convolution = staticmethod(ops.dynamic_conv)
+
     def __init__(self, embed_dim: int, kernel_size: int, num_heads: int, causal: bool, **options):
         super().__init__(embed_dim, kernel_size, num_heads, causal, **options)
         self.weight_linear = xavier_linear(embed_dim, num_heads * kernel_size, bias=False)
 
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight_linear(x).view(x.size(0), x.size(1), self.num_heads, self.kernel_size)
-
-    def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        return ops.dynamic_conv(x, kernels, self.left_padding)
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.dynamic_conv_step(window, kernels)

@@ -1,0 +1,269 @@
+"""The two short-range convolutions with a choice of implementation: plain torch, or fused kernels on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
+from lite_transformer.ops import reference
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "reference")
+
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TRITON_LONGEST_KERNEL = 255
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def lightweight_conv(
+    x: Tensor,
+    weight: Tensor,
+    left_padding: int,
+    *,
+    weight_softmax: bool = False,
+    weight_dropout: float = 0.0,
+    padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution over time whose kernel is shared by the R channels of a head.
+
+    out[t, b, c] = sum_k w[c // R, k] * x[t + k - left_padding, b, c], zero outside [0, T) and at padding, where w is
+    ``weight``, normalised and thinned out as the options say.
+
+    Args:
+        x: (T, B, C), any strides.
+        weight: (H, K).
+        left_padding: K - 1 for causal, K // 2 for centred; any value in [0, K - 1].
+        weight_softmax: normalise ``weight`` over its K taps, in fp32.
+        weight_dropout: zero entries of the normalised kernel with this probability and scale up the rest (DropConnect);
+            pass 0 when not training.
+        padding_mask: (B, T) bool, True = padding: those inputs count as zero.
+        backend: 'reference' (plain torch, any device), 'triton' (fused kernels: a GPU, or Triton's interpreter; fp32,
+            fp16 and bf16; K up to 255) or 'auto': triton where it can be used, which is logged once.
+    Returns: (T, B, C), dtype and device of x. Sums are fp32 in fused kernels.
+    Raises: UnsupportedShapeError if H does not divide C or left_padding is out of range; UnsupportedInputError naming a
+        value that the chosen backend does not take, and what it takes.
+    Source: Wu et al. 2019, "Pay Less Attention with Lightweight and Dynamic Convolutions", section 3.
+    Cost: T * B * C * K MACs.
+    """
+    if weight.dim() != 2:
+        raise UnsupportedShapeError(f"weight must be (H, K), got {tuple(weight.shape)}")
+    return _convolve(x, weight, left_padding, weight_softmax, weight_dropout, padding_mask, backend)
+
+
+def dynamic_conv(
+    x: Tensor,
+    weight: Tensor,
+    left_padding: int,
+    *,
+    weight_softmax: bool = False,
+    weight_dropout: float = 0.0,
+    padding_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution over time with a kernel of its own at every position.
+
+    out[t, b, c] = sum_k w[t, b, c // R, k] * x[t + k - left_padding, b, c], zero outside [0, T) and at padding, where w
+    is ``weight``, normalised and thinned out as the options say.
+
+    Args, returns, raises and cost as `lightweight_conv`, but for weight: (T, B, H, K) with the T and B of x.
+    Source: Wu et al. 2019, section 4.
+    """
+    if weight.dim() != 4 or weight.shape[:2] != x.shape[:2]:
+        raise UnsupportedShapeError(
+            f"weight must be (T, B, H, K) with the T and B of x {tuple(x.shape)}, got {tuple(weight.shape)}"
+        )
+    return _convolve(x, weight, left_padding, weight_softmax, weight_dropout, padding_mask, backend)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    left_padding: int,
+    weight_softmax: bool,
+    weight_dropout: float,
+    padding_mask: Tensor | None,
+    backend: str,
+) -> Tensor:
+    num_heads, kernel_size = weight.shape[-2:]
+    reference._check(x, num_heads, kernel_size, left_padding)
+    if not 0.0 <= weight_dropout <= 1.0:
+        raise UnsupportedInputError(f"weight_dropout = {weight_dropout} is no probability: give a value in [0, 1]")
+    if padding_mask is not None:
+        if padding_mask.shape != (x.size(1), x.size(0)):
+            raise UnsupportedShapeError(
+                f"padding_mask must be (B, T) = {(x.size(1), x.size(0))}, got {tuple(padding_mask.shape)}"
+            )
+        padding_mask = padding_mask.to(torch.bool)
+    if _choose(x, weight, backend) == "triton":
+        seed = None
+        if weight_dropout > 0:
+            # Drawn on the device: no wait for it, and a captured graph draws anew at each replay.
+            seed = torch.empty((), dtype=torch.int64, device=x.device).random_()
+        out, _ = short_range_conv(
+            _last_contiguous(x, 1), _last_contiguous(weight, 2), padding_mask, seed, left_padding, weight_softmax,
+            float(weight_dropout),
+        )  # fmt: skip
+        return out
+    if padding_mask is not None:
+        x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
+    if weight_softmax:
+        weight = F.softmax(weight, dim=-1, dtype=torch.promote_types(weight.dtype, torch.float32))
+    weight = weight.type_as(x)
+    if weight_dropout > 0:
+        weight = F.dropout(weight, weight_dropout)
+    convolve = reference.lightweight_conv if weight.dim() == 2 else reference.dynamic_conv
+    return convolve(x, weight, left_padding)
+
+
+def _last_contiguous(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor, copied if its last dimensions are not dense."""
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape[-dims:]), reversed(tensor.stride()[-dims:]), strict=True):
+        if size > 1 and stride != expected:
+            return tensor.contiguous()
+        expected *= size
+    return tensor
+
+
+# --- the choice ----------------------------------------------------------------------------------------------------
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU (TRITON_INTERPRET=1)."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def _obstacle(x: Tensor, weight: Tensor) -> str | None:
+    """Why the fused kernels cannot take this input, with what they take; None if they can."""
+    if not _HAS_TRITON:
+        return "triton is not installed: it comes with the CUDA build of torch, or by `pip install triton`"
+    if x.dtype not in _TRITON_DTYPES:
+        return f"x is {x.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
+    if weight.dtype not in _TRITON_DTYPES:
+        return f"weight is {weight.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
+    if weight.size(-1) > _TRITON_LONGEST_KERNEL:
+        return f"kernel size {weight.size(-1)} is over {_TRITON_LONGEST_KERNEL}"
+    if x.device != weight.device:
+        return f"x is on {x.device} and weight on {weight.device}: both must be on one device"
+    return None
+
+
+def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
+    if backend not in BACKENDS:
+        raise UnsupportedInputError(f"unknown backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and not x.is_cuda):
+        return "reference"
+    obstacle = _obstacle(x, weight)
+    if backend == "triton":
+        if obstacle is None and not x.is_cuda and not _interpreted():
+            obstacle = f"x is on {x.device}; allowed: a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
+        if obstacle is not None:
+            raise UnsupportedInputError(f"backend 'triton': {obstacle}")
+        return "triton"
+    if not torch.compiler.is_compiling():
+        _log_choice(obstacle)
+    return "triton" if obstacle is None else "reference"
+
+
+@functools.cache
+def _log_choice(obstacle: str | None) -> None:
+    if obstacle is None:
+        logger.info("convolutions: fused Triton kernels (conv_backend=reference for plain torch)")
+    else:
+        logger.warning("convolutions: plain torch instead of fused kernels: %s", obstacle)
+
+
+# --- the operators -------------------------------------------------------------------------------------------------
+#
+# Registered with torch, so that torch.compile and torch.export keep them as one node each.
+
+
+@torch.library.custom_op("lite_transformer::short_range_conv", mutates_args=())
+def short_range_conv(
+    x: Tensor,
+    weight: Tensor,
+    padding_mask: Tensor | None,
+    seed: Tensor | None,
+    left_padding: int,
+    softmax: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """The fused forward pass: the output and what the backward pass needs of the softmax."""
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format), _unfilled_statistics(x, weight, softmax)
+    from lite_transformer.ops import triton_kernels
+
+    mask = None if padding_mask is None else padding_mask.view(torch.uint8)
+    with _on_device_of(x):
+        return triton_kernels.forward(x, weight, mask, seed, left_padding, softmax, dropout)
+
+
+@short_range_conv.register_fake
+def _(x, weight, padding_mask, seed, left_padding, softmax, dropout):
+    return x.new_empty(x.shape), _unfilled_statistics(x, weight, softmax)
+
+
+@torch.library.custom_op("lite_transformer::short_range_conv_backward", mutates_args=())
+def short_range_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding_mask: Tensor | None,
+    seed: Tensor | None,
+    statistics: Tensor,
+    left_padding: int,
+    softmax: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """The fused backward pass: the gradients of x and weight."""
+    if x.numel() == 0:
+        return torch.zeros_like(x, memory_format=torch.contiguous_format), weight.new_zeros(weight.shape)
+    from lite_transformer.ops import triton_kernels
+
+    mask = None if padding_mask is None else padding_mask.view(torch.uint8)
+    with _on_device_of(x):
+        return triton_kernels.backward(
+            _last_contiguous(grad, 1), x, weight, mask, seed, statistics, left_padding, softmax, dropout
+        )
+
+
+@short_range_conv_backward.register_fake
+def _(grad, x, weight, padding_mask, seed, statistics, left_padding, softmax, dropout):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _unfilled_statistics(x: Tensor, weight: Tensor, softmax: bool) -> Tensor:
+    """(T, B, H, 2) for softmaxed dynamic kernels, else empty."""
+    shape = (*weight.shape[:3], 2) if softmax and weight.dim() == 4 else (0,)
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _on_device_of(x: Tensor):
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, padding_mask, seed, ctx.left_padding, ctx.softmax, ctx.dropout = inputs
+    _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(x, weight, padding_mask, seed, statistics)
+
+
+def _backward(ctx, grad, _):
+    grad_x, grad_w = short_range_conv_backward(grad, *ctx.saved_tensors, ctx.left_padding, ctx.softmax, ctx.dropout)
+    return grad_x, grad_w, None, None, None, None, None
+
+
+short_range_conv.register_autograd(_backward, setup_context=_save)

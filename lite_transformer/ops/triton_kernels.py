@@ -1,0 +1,449 @@
+"""The two convolutions as Triton kernels; imported only when they are used.
+
+A tile of BT positions of one sentence and one head is a product with a band matrix: ``out = W @ x`` with ``W`` of
+shape (BT, BT + K - 1), whose entry (t, s) is the kernel's tap ``s - t + left_padding``. The band is gathered from the
+kernels by index and never stored, so a tile reads each input once instead of K times, and the matrix units do the
+arithmetic. The gradients are two products of the same kind: ``W^T @ grad`` and the band of ``grad @ x^T``.
+
+Softmax, dropout and the padding mask are applied where the kernels and inputs are loaded. Sums are fp32. No atomics:
+results do not change from run to run. `dropout_keeps` in `convolution_op` repeats the dropout's decisions in torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# --- pieces --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _keeps(seed, index, THRESHOLD: tl.constexpr):
+    """Which kernel entries survive dropout: two rounds of a 32-bit mixing function of seed and index."""
+    value = index.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32)
+    value = (value ^ (value >> 16)) * 0x85EBCA6B
+    value = (value ^ (value >> 13)) * 0xC2B2AE35
+    value = value ^ (value >> 16) ^ (seed >> 32).to(tl.uint32)
+    value = (value ^ (value >> 16)) * 0x7FEB352D
+    value = (value ^ (value >> 15)) * 0x846CA68B
+    value = value ^ (value >> 16)
+    return value >= THRESHOLD
+
+
+@triton.jit
+def _inside(position, mask, b, T, m_b, m_t, HAS_MASK: tl.constexpr):
+    """Which positions exist and are not padding."""
+    inside = (position >= 0) & (position < T)
+    if HAS_MASK:
+        inside = inside & (tl.load(mask + b * m_b + position * m_t, mask=inside, other=1) == 0)
+    return inside
+
+
+@triton.jit
+def _rows(pointer, start, stride, count: tl.constexpr, r, inside, R: tl.constexpr):
+    """(count, BR) values of consecutive positions, zero where they are not inside."""
+    offset = tl.arange(0, count)[:, None] * stride + r[None, :]
+    return tl.load(pointer + start.to(tl.int64) * stride + offset, mask=inside[:, None] & (r < R)[None, :], other=0.0)
+
+
+@triton.jit
+def _head_statistics(w, K: tl.constexpr, KP: tl.constexpr):
+    """Maximum and sum of exponentials of one kernel: what its softmax needs."""
+    taps = tl.arange(0, KP)
+    logits = tl.load(w + taps, mask=taps < K, other=-float("inf")).to(tl.float32)
+    top = tl.max(logits, 0)
+    return top, tl.sum(tl.exp(logits - top), 0)
+
+
+# --- kernels -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["T", "B", "x_t", "x_b", "w_t", "w_b", "m_b", "m_t", "LEFT"])
+def _forward_kernel(
+    x, w, mask, seed, out, statistics, T, B, x_t, x_b, w_t, w_b, m_b, m_t, LEFT,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
+    DYNAMIC: tl.constexpr, SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, KP: tl.constexpr,
+    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out = W @ x; with softmax of dynamic kernels also what it needs again for the gradients."""
+    x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
+    tiles = tl.cdiv(T, BT)
+    program = tl.program_id(0)
+    first = (program % tiles) * BT
+    b, h = (program // tiles) // H, (program // tiles) % H
+    r = tl.program_id(1) * BR + tl.arange(0, BR)
+    t = first + tl.arange(0, BT)
+    x += b.to(tl.int64) * x_b + h * R
+    w += first.to(tl.int64) * w_t + b.to(tl.int64) * w_b + h * K
+    row = (t * B + b) * H + h if DYNAMIC else h + tl.zeros((BT,), tl.int32)
+    within = (tl.arange(0, BT) * w_t)[:, None]
+    dtype = x.dtype.element_ty
+    if SOFTMAX:
+        if DYNAMIC:
+            taps = tl.arange(0, KP)[None, :]
+            logits = tl.load(w + within + taps, mask=(t < T)[:, None] & (taps < K), other=0.0).to(tl.float32)
+            logits = tl.where(taps < K, logits, -float("inf"))
+            top = tl.max(logits, 1)
+            total = tl.sum(tl.exp(logits - top[:, None]), 1)
+            if tl.program_id(1) == 0:
+                place = ((t.to(tl.int64) * B + b) * H + h) * 2
+                tl.store(statistics + place, top, mask=t < T)
+                tl.store(statistics + place + 1, total, mask=t < T)
+        else:
+            top, total = _head_statistics(w, K, KP)
+            top += tl.zeros((BT,), tl.float32)
+            total += tl.zeros((BT,), tl.float32)
+    acc = tl.zeros((BT, BR), tl.float32)
+    for chunk in range(CHUNKS):
+        start = first - LEFT + chunk * BS
+        s = start + tl.arange(0, BS)
+        values = _rows(x, start, x_t, BS, r, _inside(s, mask, b, T, m_b, m_t, HAS_MASK), R)
+        k = s[None, :] - t[:, None] + LEFT
+        in_band = (k >= 0) & (k < K) & (t < T)[:, None]
+        band = tl.load(w + within + k, mask=in_band, other=0.0).to(tl.float32)
+        if SOFTMAX:
+            band = tl.where(in_band, tl.exp(band - top[:, None]) / total[:, None], 0.0)
+        if DROPOUT:
+            band = tl.where(_keeps(tl.load(seed), row[:, None] * K + k, THRESHOLD), band * SCALE, 0.0)
+        acc = tl.dot(band.to(dtype), values, acc, input_precision=PRECISION)
+    position = (tl.arange(0, BT) * (B * H * R))[:, None] + r[None, :]
+    out += first.to(tl.int64) * (B * H * R) + (b * H + h).to(tl.int64) * R
+    tl.store(out + position, acc.to(dtype), mask=(t < T)[:, None] & (r < R)[None, :])
+
+
+@triton.jit(do_not_specialize=["T", "B", "g_t", "g_b", "w_t", "w_b", "m_b", "m_t", "LEFT"])
+def _input_gradient_kernel(
+    g, w, mask, seed, statistics, grad_x, T, B, g_t, g_b, w_t, w_b, m_b, m_t, LEFT,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
+    DYNAMIC: tl.constexpr, SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, KP: tl.constexpr,
+    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """grad_x = W^T @ grad: rows are source positions s, the sum runs over the positions t that read them."""
+    g_t, g_b = tl.multiple_of(g_t, ALIGN), tl.multiple_of(g_b, ALIGN)
+    tiles = tl.cdiv(T, BT)
+    program = tl.program_id(0)
+    first = (program % tiles) * BT
+    b, h = (program // tiles) // H, (program // tiles) % H
+    r = tl.program_id(1) * BR + tl.arange(0, BR)
+    s = first + tl.arange(0, BT)
+    g += b.to(tl.int64) * g_b + h * R
+    w += b.to(tl.int64) * w_b + h * K
+    dtype = grad_x.dtype.element_ty
+    if SOFTMAX and not DYNAMIC:
+        head_top, head_total = _head_statistics(w, K, KP)
+    acc = tl.zeros((BT, BR), tl.float32)
+    for chunk in range(CHUNKS):
+        start = first + LEFT - (K - 1) + chunk * BS
+        t = start + tl.arange(0, BS)
+        exists = (t >= 0) & (t < T)
+        values = _rows(g, start, g_t, BS, r, exists, R)
+        k = s[:, None] - t[None, :] + LEFT
+        in_band = (k >= 0) & (k < K) & exists[None, :]
+        w_start = w + start.to(tl.int64) * w_t
+        band = tl.load(w_start + (tl.arange(0, BS) * w_t)[None, :] + k, mask=in_band, other=0.0).to(tl.float32)
+        if SOFTMAX:
+            if DYNAMIC:
+                place = ((t.to(tl.int64) * B + b) * H + h) * 2
+                top = tl.load(statistics + place, mask=exists, other=0.0)
+                total = tl.load(statistics + place + 1, mask=exists, other=1.0)
+            else:
+                top = head_top + tl.zeros((BS,), tl.float32)
+                total = head_total + tl.zeros((BS,), tl.float32)
+            band = tl.where(in_band, tl.exp(band - top[None, :]) / total[None, :], 0.0)
+        if DROPOUT:
+            row = (t * B + b) * H + h if DYNAMIC else h + tl.zeros((BS,), tl.int32)
+            band = tl.where(_keeps(tl.load(seed), row[None, :] * K + k, THRESHOLD), band * SCALE, 0.0)
+        acc = tl.dot(band.to(dtype), values.to(dtype), acc, input_precision=PRECISION)
+    if HAS_MASK:
+        acc = tl.where(_inside(s, mask, b, T, m_b, m_t, HAS_MASK)[:, None], acc, 0.0)
+    position = (tl.arange(0, BT) * (B * H * R))[:, None] + r[None, :]
+    grad_x += first.to(tl.int64) * (B * H * R) + (b * H + h).to(tl.int64) * R
+    tl.store(grad_x + position, acc.to(dtype), mask=(s < T)[:, None] & (r < R)[None, :])
+
+
+@triton.jit
+def _gradient_band(
+    g, x, w, mask, seed, top, total, first, start, b, h, T, B, x_t, g_t, w_t, m_b, m_t, LEFT,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
+    SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of the tile's BT positions and BS of its sources: the gradients of the normalised kernels, the kernels, the taps.
+
+    What lies outside the band is zero in the second.
+    """
+    t, s = first + tl.arange(0, BT), start + tl.arange(0, BS)
+    inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
+    product = tl.zeros((BT, BS), tl.float32)
+    for part in range(PARTS):
+        r = part * BR + tl.arange(0, BR)
+        values = _rows(x, start, x_t, BS, r, inside, R)
+        upstream = _rows(g, first, g_t, BT, r, t < T, R).to(values.dtype)
+        product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+    k = s[None, :] - t[:, None] + LEFT
+    in_band = (k >= 0) & (k < K) & (t < T)[:, None]
+    if DROPOUT:
+        index = ((t * B + b) * H + h)[:, None] * K + k
+        product = tl.where(_keeps(tl.load(seed), index, THRESHOLD), product * SCALE, 0.0)
+    weight = in_band.to(tl.float32)
+    if SOFTMAX:
+        logits = tl.load(w + (tl.arange(0, BT) * w_t)[:, None] + k, mask=in_band, other=0.0).to(tl.float32)
+        weight = tl.where(in_band, tl.exp(logits - top[:, None]) / total[:, None], 0.0)
+    return product, weight, k, in_band
+
+
+@triton.jit(do_not_specialize=["T", "B", "x_t", "x_b", "g_t", "g_b", "w_t", "w_b", "m_b", "m_t", "LEFT"])
+def _dynamic_gradient_kernel(
+    g, x, w, mask, seed, statistics, grad_w, T, B, x_t, x_b, g_t, g_b, w_t, w_b, m_b, m_t, LEFT,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
+    SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr,
+    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """grad_w[t, k]: the band of grad @ x^T, taken back through dropout and softmax."""
+    x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
+    g_t, g_b = tl.multiple_of(g_t, ALIGN), tl.multiple_of(g_b, ALIGN)
+    tiles = tl.cdiv(T, BT)
+    program = tl.program_id(0)
+    first = (program % tiles) * BT
+    b, h = (program // tiles) // H, (program // tiles) % H
+    t = first + tl.arange(0, BT)
+    x += b.to(tl.int64) * x_b + h * R
+    g += b.to(tl.int64) * g_b + h * R
+    w += first.to(tl.int64) * w_t + b.to(tl.int64) * w_b + h * K
+    grad_w += (first.to(tl.int64) * B + b) * (H * K) + h * K
+    position = (tl.arange(0, BT) * (B * H * K))[:, None]
+    top, total, inner = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
+    if SOFTMAX:
+        place = ((t.to(tl.int64) * B + b) * H + h) * 2
+        top = tl.load(statistics + place, mask=t < T, other=0.0)
+        total = tl.load(statistics + place + 1, mask=t < T, other=1.0)
+    if SOFTMAX and CHUNKS > 1:
+        # the softmax's gradient needs sum_k p[k] * grad_p[k] over all chunks before the first can be stored
+        for chunk in range(CHUNKS):
+            product, weight, _, _ = _gradient_band(
+                g, x, w, mask, seed, top, total, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
+                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
+            )  # fmt: skip
+            inner += tl.sum(weight * product, 1)
+    for chunk in range(CHUNKS):
+        product, weight, k, in_band = _gradient_band(
+            g, x, w, mask, seed, top, total, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
+            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
+        )  # fmt: skip
+        if SOFTMAX:
+            if CHUNKS == 1:
+                inner = tl.sum(weight * product, 1)
+            product = weight * (product - inner[:, None])
+        tl.store(grad_w + position + k, product.to(grad_w.dtype.element_ty), mask=in_band)
+
+
+@triton.jit(do_not_specialize=["T", "B", "items", "splits", "x_t", "x_b", "g_t", "g_b", "m_b", "m_t", "LEFT"])
+def _lightweight_partial_kernel(
+    g, x, mask, partial, T, B, items, splits, x_t, x_b, g_t, g_b, m_b, m_t, LEFT,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HAS_MASK: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr, KP: tl.constexpr,
+    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of grad @ x^T over a share of the tiles of a head, then along its diagonals: (H, splits, CHUNKS, K)."""
+    x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
+    g_t, g_b = tl.multiple_of(g_t, ALIGN), tl.multiple_of(g_b, ALIGN)
+    tiles = tl.cdiv(T, BT)
+    h, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    chunk = tl.program_id(1)
+    product = tl.zeros((BT, BS), tl.float32)
+    for item in range(split, items, splits):
+        first, b = (item % tiles) * BT, item // tiles
+        start = first - LEFT + chunk * BS
+        t, s = first + tl.arange(0, BT), start + tl.arange(0, BS)
+        inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
+        for part in range(PARTS):
+            r = part * BR + tl.arange(0, BR)
+            values = _rows(x + b.to(tl.int64) * x_b + h * R, start, x_t, BS, r, inside, R)
+            upstream = _rows(g + b.to(tl.int64) * g_b + h * R, first, g_t, BT, r, t < T, R).to(values.dtype)
+            product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+    taps = tl.arange(0, KP)
+    column = tl.arange(0, BT)[:, None] + taps[None, :] - chunk * BS
+    on_diagonal = (column >= 0) & (column < BS)
+    picked = tl.gather(product, tl.where(on_diagonal, column, 0), 1)
+    total = tl.sum(tl.where(on_diagonal, picked, 0.0), 0)
+    tl.store(partial + (tl.program_id(0) * CHUNKS + chunk) * K + taps, total, mask=taps < K)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _lightweight_total_kernel(
+    partial, w, seed, grad_w, count,
+    K: tl.constexpr, KP: tl.constexpr, BN: tl.constexpr,
+    SOFTMAX: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """The sum of a head's partial gradients, taken back through dropout and softmax."""
+    h = tl.program_id(0)
+    taps = tl.arange(0, KP)
+    total = tl.zeros((BN, KP), tl.float32)
+    for start in range(0, count, BN):
+        n = start + tl.arange(0, BN)
+        offset = (h * count + n)[:, None] * K + taps[None, :]
+        total += tl.load(partial + offset, mask=(n < count)[:, None] & (taps < K)[None, :], other=0.0)
+    grad = tl.sum(total, 0)
+    if DROPOUT:
+        grad = tl.where(_keeps(tl.load(seed), h * K + taps, THRESHOLD), grad * SCALE, 0.0)
+    if SOFTMAX:
+        logits = tl.load(w + h * K + taps, mask=taps < K, other=-float("inf")).to(tl.float32)
+        top = tl.max(logits, 0)
+        weight = tl.exp(logits - top)
+        weight = weight / tl.sum(weight, 0)
+        grad = weight * (grad - tl.sum(weight * grad, 0))
+    tl.store(grad_w + h * K + taps, grad.to(grad_w.dtype.element_ty), mask=taps < K)
+
+
+# --- launching -----------------------------------------------------------------------------------------------------
+
+# Programs that share the summation of a lightweight kernel's gradient: a few for each multiprocessor of a large GPU.
+_PARTIAL_PROGRAMS = 528
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+class _Plan:
+    """Tile sizes and the arguments that all kernels share."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        padding_mask: Tensor | None,
+        seed: Tensor | None,
+        left_padding: int,
+        softmax: bool,
+        dropout: float,
+    ):
+        self.length, self.batch, channels = x.shape
+        self.heads, self.kernel_size = weight.shape[-2:]
+        self.dynamic = weight.dim() == 4
+        width = channels // self.heads
+        self.block_t = 16 if self.length <= 16 else 32 if self.kernel_size <= 33 else 64
+        span = self.block_t + self.kernel_size - 1
+        self.block_s = min(64, _power_of_two(span))
+        self.block_r = max(16, min(64, _power_of_two(width)))
+        self.tiles = triton.cdiv(self.length, self.block_t)
+        self.parts = triton.cdiv(width, self.block_r)
+        self.chunks = triton.cdiv(span, self.block_s)
+        self.padding_mask = padding_mask
+        self.seed = seed
+        self.mask_strides = (0, 0) if padding_mask is None else padding_mask.stride()
+        self.weight_strides = weight.stride()[:2] if self.dynamic else (0, 0)
+        self.left_padding = left_padding
+        self.shape = {"H": self.heads, "R": width, "K": self.kernel_size}
+        self.dropout = {
+            "DROPOUT": dropout > 0,
+            "THRESHOLD": dropout_threshold(dropout),
+            "SCALE": 1.0 / (1.0 - dropout) if dropout < 1 else 0.0,
+        }
+        self.tile = {
+            "BT": self.block_t,
+            "BS": self.block_s,
+            "BR": self.block_r,
+            "CHUNKS": self.chunks,
+            # exact for fp16 and bf16, whose products fit in fp32; fp32 must not be cut to tf32
+            "PRECISION": "ieee",
+            "num_warps": 4,
+        }
+        self.padded_taps = _power_of_two(self.kernel_size)
+        self.softmax = softmax
+        self.has_mask = padding_mask is not None
+
+    def alignment(self, *tensors: Tensor) -> int:
+        """A power of two, up to 16, that divides the strides over time and batch."""
+        return math.gcd(16, *(stride for tensor in tensors for stride in tensor.stride()[:2]))
+
+
+def dropout_threshold(dropout: float) -> int:
+    """Mixed values below this are dropped: ``dropout`` as a share of 2^32."""
+    return min(round(dropout * 2**32), 2**32 - 1)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    padding_mask: Tensor | None,
+    seed: Tensor | None,
+    left_padding: int,
+    softmax: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Returns the output (T, B, C) and, for the softmax of dynamic kernels, its maximum and sum (T, B, H, 2).
+
+    Args:
+        x: (T, B, C), the last dimension contiguous.
+        weight: (H, K), or (T, B, H, K) with contiguous last two dimensions.
+        padding_mask: (B, T) uint8, not 0 = padding. seed: int64 scalar, needed if dropout > 0.
+    """
+    plan = _Plan(x, weight, padding_mask, seed, left_padding, softmax, dropout)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    shape = (plan.length, plan.batch, plan.heads, 2) if softmax and plan.dynamic else (0,)
+    statistics = x.new_empty(shape, dtype=torch.float32)
+    _forward_kernel[(plan.tiles * plan.batch * plan.heads, plan.parts)](
+        x, weight, plan.padding_mask, plan.seed, out, statistics, plan.length, plan.batch,
+        *x.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
+        DYNAMIC=plan.dynamic, SOFTMAX=softmax, HAS_MASK=plan.has_mask, KP=plan.padded_taps, ALIGN=plan.alignment(x),
+        **plan.shape, **plan.dropout, **plan.tile,
+    )  # fmt: skip
+    return out, statistics
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding_mask: Tensor | None,
+    seed: Tensor | None,
+    statistics: Tensor,
+    left_padding: int,
+    softmax: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of x and weight, in their dtypes. Arguments as in `forward`, and what it returned."""
+    plan = _Plan(x, weight, padding_mask, seed, left_padding, softmax, dropout)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_w = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    programs = plan.tiles * plan.batch * plan.heads
+    _input_gradient_kernel[(programs, plan.parts)](
+        grad, weight, plan.padding_mask, plan.seed, statistics, grad_x, plan.length, plan.batch,
+        *grad.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
+        DYNAMIC=plan.dynamic, SOFTMAX=softmax, HAS_MASK=plan.has_mask, KP=plan.padded_taps,
+        ALIGN=plan.alignment(grad), **plan.shape, **plan.dropout, **plan.tile,
+    )  # fmt: skip
+    if plan.dynamic:
+        _dynamic_gradient_kernel[(programs,)](
+            grad, x, weight, plan.padding_mask, plan.seed, statistics, grad_w, plan.length, plan.batch,
+            *x.stride()[:2], *grad.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
+            SOFTMAX=softmax, HAS_MASK=plan.has_mask, PARTS=plan.parts, ALIGN=plan.alignment(x, grad),
+            **plan.shape, **plan.dropout, **plan.tile,
+        )  # fmt: skip
+        return grad_x, grad_w
+    items = plan.tiles * plan.batch
+    splits = max(1, min(items, _PARTIAL_PROGRAMS // (plan.heads * plan.chunks)))
+    partial = torch.empty((plan.heads, splits, plan.chunks, plan.kernel_size), dtype=torch.float32, device=x.device)
+    _lightweight_partial_kernel[(plan.heads * splits, plan.chunks)](
+        grad, x, plan.padding_mask, partial, plan.length, plan.batch, items, splits,
+        *x.stride()[:2], *grad.stride()[:2], *plan.mask_strides, plan.left_padding,
+        HAS_MASK=plan.has_mask, PARTS=plan.parts, KP=plan.padded_taps, ALIGN=plan.alignment(x, grad),
+        **plan.shape, **plan.tile,
+    )  # fmt: skip
+    _lightweight_total_kernel[(plan.heads,)](
+        partial, weight, plan.seed, grad_w, splits * plan.chunks,
+        K=plan.kernel_size, KP=plan.padded_taps, BN=32, SOFTMAX=softmax, **plan.dropout,
+    )  # fmt: skip
+    return grad_x, grad_w
