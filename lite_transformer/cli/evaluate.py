@@ -258,12 +258,14 @@ def _experiment_file(training: dict[str, Any]) -> Path | None:
 
 
 def settings_hash(config: dict[str, Any]) -> str:
-    """A hash of what a run computes: model, task, criterion, optimizer, batches; not of seed, paths and logging."""
+    """A hash of what a run computes: model, task, criterion, optimizer, batches; not of seed, paths, logging, speed."""
+    from lite_transformer.models.config import SPEED_OPTIONS
+
     kept = {}
     for section in ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset"):
         content = config.get(section)
         if isinstance(content, dict):
-            dropped = {"data", "num_workers", "seed", "no_seed_provided"}
+            dropped = {"data", "num_workers", "seed", "no_seed_provided", *SPEED_OPTIONS}
             content = {key: value for key, value in content.items() if key not in dropped}
         kept[section] = content
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

@@ -18,6 +18,9 @@ from lite_transformer.modules.branches import BRANCH_KINDS, BranchConfig
 
 SIDES = ("encoder", "decoder")
 
+# Options that say how fast a model is computed, not what it computes.
+SPEED_OPTIONS = ("cuda_graphs", "conv_backend")
+
 _FIRST_KERNELS = (3, 7, 15)
 _LAST_KERNEL = 31
 
@@ -74,6 +77,11 @@ class TransformerBaselineConfig(FairseqDataclass):
     checkpoint_activations: bool = _option(False, "recompute activations in the backward pass to save memory")
     offload_activations: bool = _option(False, "keep checkpointed activations in main memory")
     min_params_to_wrap: int = _option(100_000_000, "smallest layer wrapped by fully sharded data parallelism")
+    cuda_graphs: ChoiceEnum(["auto", "off"]) = _option(  # type: ignore[valid-type]
+        "auto",
+        "train through CUDA graphs, one for each rounded batch shape, where that is safe: same results, no waiting for "
+        "kernel launches",
+    )
 
     def problems(self) -> list[str]:
         """What does not fit together, one sentence each; empty if the model can be built."""
@@ -200,6 +208,9 @@ class LiteTransformerConfig(TransformerBaselineConfig):
     ffn_init: ChoiceEnum(["xavier", "widened"]) = _option(  # type: ignore[valid-type]
         "xavier", "initial scale of the feed-forward layers; widened: as if they widened by two (IWSLT)"
     )
+    conv_backend: ChoiceEnum(["auto", "triton", "reference"]) = _option(  # type: ignore[valid-type]
+        "auto", "what computes the convolutions: the Triton kernels on a GPU, or plain torch; same results"
+    )
 
     def _fill_in(self) -> None:
         super()._fill_in()
@@ -299,6 +310,7 @@ class LiteTransformerConfig(TransformerBaselineConfig):
                 gate=str(getattr(self, f"{side}_conv_gate")) == "glu",
                 linear=not self.no_conv_linear,
                 mask_after_gate=str(self.conv_padding_mask) == "after_gate",
+                backend=str(self.conv_backend),
             )
             for kind, dim, heads, kernel in zip(
                 getattr(self, f"{side}_branches"),

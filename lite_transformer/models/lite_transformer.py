@@ -14,20 +14,17 @@ from typing import Any
 
 from fairseq.distributed import fsdp_wrap
 from fairseq.models import MODEL_DATACLASS_REGISTRY, register_model
-from fairseq.models.transformer import (
-    TransformerConfig,
-    TransformerDecoderBase,
-    TransformerEncoderBase,
-    TransformerModelBase,
-)
+from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
-from torch import nn
+from torch import Tensor, nn
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
-from lite_transformer.modules.attention import MultiheadAttention
+from lite_transformer.models.cuda_graphs import TrainingGraphs
+from lite_transformer.models.full_pass import FullPassDecoder, FullPassEncoder
+from lite_transformer.modules.attention import CAUSAL, MultiheadAttention
 from lite_transformer.modules.linear import xavier_linear
 from lite_transformer.modules.lsra import LongShortRangeAttention
 
@@ -97,7 +94,7 @@ def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
-class LiteTransformerEncoder(TransformerEncoderBase):
+class LiteTransformerEncoder(FullPassEncoder):
     """fairseq's encoder over LSRA layers."""
 
     def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens):
@@ -110,7 +107,7 @@ class LiteTransformerEncoder(TransformerEncoderBase):
         return _wrap(LiteTransformerEncoderLayer(cfg, numbers.lsra, numbers.next()), cfg)
 
 
-class LiteTransformerDecoder(TransformerDecoderBase):
+class LiteTransformerDecoder(FullPassDecoder):
     """fairseq's decoder over LSRA layers."""
 
     def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens, **options):
@@ -122,27 +119,21 @@ class LiteTransformerDecoder(TransformerDecoderBase):
         numbers = self._layer_numbers
         return _wrap(LiteTransformerDecoderLayer(cfg, numbers.lsra, numbers.next(), no_encoder_attn), cfg)
 
-    def extract_features(
-        self,
-        prev_output_tokens,
-        encoder_out,
-        incremental_state=None,
-        full_context_alignment: bool = False,
-        alignment_layer: int | None = None,
-        alignment_heads: int | None = None,
-    ):
-        """As fairseq's; training does not compute the last layer's attention weights, which nothing there reads."""
-        if self.training and alignment_layer is None:
-            alignment_layer = -1
-        return super().extract_features(
-            prev_output_tokens, encoder_out, incremental_state, full_context_alignment, alignment_layer, alignment_heads
-        )
+    def future_mask(self, x: Tensor) -> str:
+        return CAUSAL
 
 
 class _FlatConfigModel(TransformerModelBase):
-    """A fairseq encoder-decoder built from one of our flat configurations."""
+    """A fairseq encoder-decoder built from one of our flat configurations.
+
+    While it trains on a GPU, encoder and decoder run as CUDA graphs where that is safe (see `cuda_graphs`).
+    """
 
     config_class: type[TransformerBaselineConfig]
+
+    def __init__(self, cfg, encoder, decoder):
+        super().__init__(cfg, encoder, decoder)
+        self.graphs = TrainingGraphs(enabled=str(cfg.flat.cuda_graphs) == "auto")
 
     @classmethod
     def add_args(cls, parser) -> None:
@@ -160,7 +151,55 @@ class _FlatConfigModel(TransformerModelBase):
             raise ConfigError("--share-all-embeddings needs a joined dictionary: prepare the data with one")
         nested = config.to_fairseq()
         nested.flat = config
-        return super().build_model(nested, task)
+        model = super().build_model(nested, task)
+        model.decoder.left_pad_target = _left_pads_target(task)
+        return model
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return FullPassEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return FullPassDecoder(cfg, tgt_dict, embed_tokens)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None,
+        prev_output_tokens: Tensor,
+        return_all_hiddens: bool = True,
+        features_only: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict[str, list]]:
+        """Logits (B, T, V) and what fairseq returns beside them, for a whole batch.
+
+        A pass through a CUDA graph has no attention weights, as always in training, and no ``inner_states``.
+        """
+        if self.training and not features_only and alignment_layer is None and alignment_heads is None:
+            features = self.graphs.features(self, src_tokens, prev_output_tokens)
+            if features is not None:
+                return self.decoder.output_layer(features), {"attn": [None], "inner_states": []}
+        return super().forward(
+            src_tokens,
+            src_lengths,
+            prev_output_tokens,
+            return_all_hiddens=return_all_hiddens,
+            features_only=features_only,
+            alignment_layer=alignment_layer,
+            alignment_heads=alignment_heads,
+        )
+
+    def decoder_features(self, src_tokens: Tensor, prev_output_tokens: Tensor) -> Tensor:
+        """(B, T, C), the decoder's output before the projection to the vocabulary; src_tokens: (B, S)."""
+        memory = self.encoder(src_tokens)
+        return self.decoder.extract_features(prev_output_tokens, memory)[0]
+
+    def _apply(self, fn, recurse: bool = True):
+        """Moving or casting the model puts its parameters elsewhere: captured graphs would read the old ones."""
+        self.graphs.clear()
+        return super()._apply(fn, recurse)
 
 
 class LiteTransformerModel(_FlatConfigModel):
@@ -181,6 +220,12 @@ class TransformerBaselineModel(_FlatConfigModel):
     """fairseq's own Transformer, built from the flat configuration, at the budgets of the paper's tables."""
 
     config_class = TransformerBaselineConfig
+
+
+def _left_pads_target(task: Any) -> bool:
+    """Whether the task pads targets on the left; fairseq's default is the right."""
+    options = getattr(task, "cfg", None) or getattr(task, "args", None)
+    return str(getattr(options, "left_pad_target", False)).strip().lower() in ("true", "1")
 
 
 def _comma_separated(text: str) -> list[str]:

@@ -17,7 +17,7 @@ BRANCH_KINDS = ("attention", "lightweight", "dynamic")
 class BranchConfig:
     """One branch of a Long-Short Range Attention layer.
 
-    ``kernel_size`` is K of the layer at hand (unused by attention); the rest as in `ShortRangeConv`.
+    ``kernel_size`` is K of the layer at hand (unused by attention, as is ``backend``); the rest as in `ShortRangeConv`.
     """
 
     kind: str
@@ -31,6 +31,7 @@ class BranchConfig:
     gate: bool = False
     linear: bool = True
     mask_after_gate: bool = True
+    backend: str = "auto"
 
 
 def build_branch(config: BranchConfig) -> nn.Module:
@@ -51,4 +52,5 @@ def build_branch(config: BranchConfig) -> nn.Module:
         gate=config.gate and config.kind == "dynamic",
         linear=config.linear,
         mask_after_gate=config.mask_after_gate,
+        backend=config.backend,
     )

@@ -37,14 +37,14 @@ class LongShortRangeAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         incremental_state: IncrementalState | None = None,
         need_weights: bool = False,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | str | None = None,
     ) -> tuple[Tensor, None]:
         """Returns (T, B, C) and None: branches of different kinds have no attention weights in common.
 
         Args:
             query: (T, B, C); key and value are the same tensor (self-attention) and are not read.
             key_padding_mask: (B, T) bool, True = padding.
-            attn_mask: (T, T), hides keys from the attention branch; a convolution is causal by its padding.
+            attn_mask: (T, T) or 'causal', hides keys from the attention branch; a convolution is causal by its padding.
         """
         outputs = []
         for branch, x in zip(self.branches, query.split(self.branch_dims, dim=-1), strict=True):

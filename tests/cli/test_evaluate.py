@@ -219,6 +219,9 @@ def test_settings_hash_ignores_seed_and_paths_only():
     }
     other = config | {"model": {"dropout": 0.2, "seed": 1}}
     assert settings_hash(config) == settings_hash(same) != settings_hash(other)
+    # how fast it was computed; records older than these options keep their hash
+    fast = config | {"model": {"dropout": 0.1, "cuda_graphs": "auto", "conv_backend": "triton"}}
+    assert settings_hash(fast) == settings_hash(config)
 
 
 @pytest.mark.parametrize("name", ["dict.en.txt", "test.de-en.de.bin", "test.de-en.en.idx"])

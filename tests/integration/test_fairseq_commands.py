@@ -94,6 +94,8 @@ EVERY_OPTION: dict[str, Any] = {
     "no_conv_linear": True,
     "conv_padding_mask": "before_linear",
     "ffn_init": "xavier",
+    "cuda_graphs": "off",
+    "conv_backend": "reference",
 }
 
 
