@@ -38,6 +38,9 @@ class MultiheadAttention(IncrementalModule):
     Source: Vaswani et al. 2017, section 3.2.
     """
 
+    # Whether projections of whole sequences may be computed together on a GPU; the result is the same.
+    fuse_projections = True
+
     def __init__(self, embed_dim: int, num_heads: int, key_dim: int | None = None, dropout: float = 0.0):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads != 0:
@@ -102,7 +105,7 @@ class MultiheadAttention(IncrementalModule):
             attn_mask: (T, S), -inf (or a large negative number) hides a key; or bool, True = hidden; or `CAUSAL` for a
                 whole sequence, T = S.
         """
-        if incremental_state is None and key is not None and key is value and _fuses(query):
+        if incremental_state is None and key is not None and key is value and self.fuse_projections and _fuses(query):
             if key is query:
                 q, k, v = self._project_together(query, (self.q_proj, self.k_proj, self.v_proj))
             else:

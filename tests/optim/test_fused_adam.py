@@ -6,6 +6,7 @@ from fairseq import utils
 from fairseq.optim.adam import FairseqAdam
 from omegaconf import OmegaConf
 
+from lite_transformer.errors import ConfigError
 from lite_transformer.optim.fused_adam import FusedAdam
 from tests.helpers.compare import assert_same
 
@@ -65,3 +66,38 @@ def test_state_is_saved_and_restored():
         optimizer.step()
     for a, b in zip(ours, other, strict=True):
         assert_same(a.detach(), b.detach(), 0)
+
+
+@pytest.mark.parametrize("bad", [None, float("inf"), float("nan")])
+def test_a_scaled_step_is_the_plain_one_or_none_at_all(bad):
+    """As fairseq's AMPOptimizer does it: the inner optimizer is unscaled for clipping, the outer one is stepped."""
+    ours, plain = parameters(), parameters()
+    scaled, reference = FusedAdam(config(0.1), ours), FusedAdam(config(0.1), plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = [p.detach().clone() for p in ours]
+    sum((p.square().sum() for p in plain), torch.tensor(0.0)).backward()
+    scaler.scale(sum((p.square().sum() for p in ours), torch.tensor(0.0))).backward()
+    if bad is not None:
+        ours[0].grad[0, 0] = bad
+    scaler.unscale_(scaled.optimizer)
+    scaled.clip_grad_norm(0.0)
+    scaler.step(scaled)
+    scaler.update()
+    reference.step()
+    for p, q, old in zip(ours, plain, before, strict=True):
+        if bad is None:
+            assert_same(p.grad, q.grad, 1e-6)  # unscaled once
+        assert_same(p.detach(), q.detach() if bad is None else old, 1e-6)
+    assert scaler.get_scale() == (1024.0 if bad is None else 512.0)
+    # the next plain step is not skipped
+    set_gradients(ours, 1)
+    scaled.step()
+    assert not torch.equal(ours[0], before[0])
+
+
+def test_what_it_cannot_do_is_refused():
+    optimizer = FusedAdam(config(0.0), parameters())
+    assert not optimizer.supports_memory_efficient_fp16
+    assert optimizer.supports_flat_params
+    with pytest.raises(ConfigError, match="fp16-adam-stats"):
+        FusedAdam(OmegaConf.merge(config(0.0), {"fp16_adam_stats": True}), parameters())
