@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """How fast fairseq trains (or searches with) our models: updates and tokens a second, share of the card's arithmetic.
 
   scripts/bench_training.py --arch lite_transformer_iwslt_de_en --max-tokens 4096

@@ -4,6 +4,8 @@ from fairseq.modules import MultiheadAttention as FairseqAttention
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules import MultiheadAttention
+from lite_transformer.modules import attention as attention_module
+from lite_transformer.modules.attention import CAUSAL
 from tests.helpers.compare import assert_same
 
 
@@ -49,6 +51,59 @@ def test_asking_for_weights_does_not_change_the_output(attention):
     assert_same(heads.mean(dim=0), mean, 1e-6)
     assert_same(mean[0].sum(dim=-1), torch.ones(6), 1e-5)
     assert mean[1, :, 4:].abs().max() == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_word_causal_is_the_mask_of_the_future(attention, masked, need_weights):
+    x = torch.randn(6, 3, 8)
+    padding = pad_mask() if masked else None
+    out, weights = attention(x, x, x, padding, attn_mask=CAUSAL, need_weights=need_weights)
+    expected, expected_weights = attention(x, x, x, padding, attn_mask=future_mask(6), need_weights=need_weights)
+    assert_same(out, expected, 1e-6)
+    assert (weights is None) == (expected_weights is None) == (not need_weights)
+    if need_weights:
+        assert_same(weights, expected_weights, 1e-6)
+
+
+def test_an_unknown_word_for_a_mask_is_refused(attention):
+    x = torch.randn(6, 3, 8)
+    with pytest.raises(ConfigError, match="attn_mask 'past' is neither a tensor nor 'causal'"):
+        attention(x, x, x, attn_mask="past")
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])  # 12, 6 and 3 channels a head: none is a multiple of 8
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_projecting_together_changes_neither_output_nor_gradients(monkeypatch, heads, cross, need_weights):
+    torch.manual_seed(0)
+    attention = MultiheadAttention(12, heads, key_dim=10 if cross else None)
+    x, memory = torch.randn(6, 3, 12, requires_grad=True), torch.randn(5, 3, 10, requires_grad=True)
+    direction = torch.randn(6, 3, 12)
+
+    def results():
+        attention.zero_grad()
+        x.grad = memory.grad = None
+        key, padding = (memory, pad_mask()[:, 1:]) if cross else (x, pad_mask())
+        out, weights = attention(x, key, key, padding, need_weights=need_weights)
+        (out * direction).sum().backward()
+        inputs = [x.grad, *([memory.grad] if cross else [])]
+        return [out.detach(), *inputs, *(p.grad for p in attention.parameters())], weights
+
+    expected, expected_weights = results()
+    calls = []
+    original = attention._project_together
+    monkeypatch.setattr(attention, "_project_together", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: True)
+    actual, weights = results()
+    assert len(calls) == (2 if cross else 1)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_same(ours, theirs, 1e-5)
+    if need_weights:
+        assert_same(weights, expected_weights, 1e-6)
+    attention.fuse_projections = False
+    results()
+    assert len(calls) == (2 if cross else 1)
 
 
 def test_a_row_without_any_key_is_the_output_bias_and_its_gradient_is_finite(attention):

@@ -1,0 +1,40 @@
+"""fairseq's Trainer with and without CUDA graphs ends at the same losses."""
+
+import sys
+
+import pytest
+import torch
+
+from tests.helpers.commands import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import bench_training
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+TOLERANCE = {"fp32": 2e-3, "bf16": 2e-2, "amp": 1e-2, "fp16": 1e-2}
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("arch", ["lite_transformer_iwslt_de_en", "transformer_iwslt_de_en_63m"])
+def test_thirty_updates_have_the_losses_of_eager_training(arch, precision):
+    args = bench_training.parse_args([
+        "--arch", arch, "--precision", precision, "--max-tokens", "512", "--batches", "5", "--update-freq", "2",
+        "--vocabulary", "200", "--model", "dropout=0", "--model", "attention_dropout=0", "--clip-norm", "1",
+        *(["--model", "weight_dropout=0"] if arch.startswith("lite") else []),
+    ])  # fmt: skip
+    dataset = bench_training.drawn_dataset(arch, args)
+    updates = bench_training.draw_batches(dataset, args)
+    losses = {}
+    for variant in ("eager", "ours"):
+        trainer = bench_training.make_trainer(arch, variant, dataset, args)
+        outputs = [trainer.train_step(update) for _ in range(6) for update in updates]
+        losses[variant] = [float(output["loss"]) for output in outputs if output is not None]
+    captured = trainer.get_model().graphs._passes
+    assert captured
+    assert len(losses["ours"]) >= 25  # a few fp16 updates may overflow
+    assert losses["ours"][-1] < losses["ours"][0]
+    assert losses["ours"] == pytest.approx(losses["eager"], rel=TOLERANCE[precision])
