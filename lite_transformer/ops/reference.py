@@ -175,7 +175,7 @@ def _convolve(x: Tensor, kernels: Tensor, left_padding: int, transpose: bool = F
 def _convolve_back(grad: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
     """The gradient of `_convolve` for its x, (T, N, R)."""
     length, num, kernel_size = kernels.shape
-    if length <= SHORT:
+    if length <= SHORT or num == 0:
         return _convolve(grad, kernels, left_padding, transpose=True)
     # Position t takes from the outputs t + j + P - K + 1: turned[t, n, j] = kernels[t + j + P - K + 1, n, K - 1 - j].
     right_padding = kernel_size - 1 - left_padding
