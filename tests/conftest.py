@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton then runs its kernels on the CPU; it reads this when the first kernel is defined.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.helpers import commands
 

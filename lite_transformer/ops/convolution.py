@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ BACKENDS = ("auto", "triton", "reference")
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_LONGEST_KERNEL = 255
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Triton then runs its kernels on the CPU; like Triton, decided once.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def lightweight_conv(
@@ -137,13 +140,6 @@ def _last_contiguous(tensor: Tensor, dims: int) -> Tensor:
 # --- the choice ----------------------------------------------------------------------------------------------------
 
 
-def _interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU (TRITON_INTERPRET=1)."""
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
 def _obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why the fused kernels cannot take this input, with what they take; None if they can."""
     if not _HAS_TRITON:
@@ -166,7 +162,7 @@ def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
         return "reference"
     obstacle = _obstacle(x, weight)
     if backend == "triton":
-        if obstacle is None and not x.is_cuda and not _interpreted():
+        if obstacle is None and not x.is_cuda and not _INTERPRETED:
             obstacle = f"x is on {x.device}; allowed: a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
         if obstacle is not None:
             raise UnsupportedInputError(f"backend 'triton': {obstacle}")
@@ -186,11 +182,26 @@ def _log_choice(obstacle: str | None) -> None:
 
 # --- the operators -------------------------------------------------------------------------------------------------
 #
-# Registered with torch, so that torch.compile and torch.export keep them as one node each.
+# Registered with torch, so that torch.compile and torch.export keep them as one node each. The autograd formula is an
+# autograd.Function under the operator's Autograd key: torch.library.register_autograd does the same in twice the time,
+# and a small model's training waits for the CPU.
+
+torch.library.define(
+    "lite_transformer::short_range_conv",
+    "(Tensor x, Tensor weight, Tensor? padding_mask, Tensor? seed, int left_padding, bool softmax, float dropout)"
+    " -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "lite_transformer::short_range_conv_backward",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor? padding_mask, Tensor? seed, Tensor statistics, int left_padding,"
+    " bool softmax, float dropout) -> (Tensor, Tensor)",
+)
+short_range_conv = torch.ops.lite_transformer.short_range_conv.default
+short_range_conv_backward = torch.ops.lite_transformer.short_range_conv_backward.default
 
 
-@torch.library.custom_op("lite_transformer::short_range_conv", mutates_args=())
-def short_range_conv(
+@torch.library.impl("lite_transformer::short_range_conv", ("CUDA", "CPU"))
+def _forward(
     x: Tensor,
     weight: Tensor,
     padding_mask: Tensor | None,
@@ -201,7 +212,7 @@ def short_range_conv(
 ) -> tuple[Tensor, Tensor]:
     """The fused forward pass: the output and what the backward pass needs of the softmax."""
     if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format), _unfilled_statistics(x, weight, softmax)
+        return x.new_empty(x.shape), _unfilled_statistics(x, weight, softmax)
     from lite_transformer.ops import triton_kernels
 
     mask = None if padding_mask is None else padding_mask.view(torch.uint8)
@@ -209,13 +220,13 @@ def short_range_conv(
         return triton_kernels.forward(x, weight, mask, seed, left_padding, softmax, dropout)
 
 
-@short_range_conv.register_fake
-def _(x, weight, padding_mask, seed, left_padding, softmax, dropout):
+@torch.library.register_fake("lite_transformer::short_range_conv")
+def _fake_forward(x, weight, padding_mask, seed, left_padding, softmax, dropout):
     return x.new_empty(x.shape), _unfilled_statistics(x, weight, softmax)
 
 
-@torch.library.custom_op("lite_transformer::short_range_conv_backward", mutates_args=())
-def short_range_conv_backward(
+@torch.library.impl("lite_transformer::short_range_conv_backward", ("CUDA", "CPU"))
+def _backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -228,7 +239,7 @@ def short_range_conv_backward(
 ) -> tuple[Tensor, Tensor]:
     """The fused backward pass: the gradients of x and weight."""
     if x.numel() == 0:
-        return torch.zeros_like(x, memory_format=torch.contiguous_format), weight.new_zeros(weight.shape)
+        return x.new_zeros(x.shape), weight.new_zeros(weight.shape)
     from lite_transformer.ops import triton_kernels
 
     mask = None if padding_mask is None else padding_mask.view(torch.uint8)
@@ -238,9 +249,30 @@ def short_range_conv_backward(
         )
 
 
-@short_range_conv_backward.register_fake
-def _(grad, x, weight, padding_mask, seed, statistics, left_padding, softmax, dropout):
+@torch.library.register_fake("lite_transformer::short_range_conv_backward")
+def _fake_backward(grad, x, weight, padding_mask, seed, statistics, left_padding, softmax, dropout):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+class _ShortRangeConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, padding_mask, seed, left_padding, softmax, dropout):
+        with torch._C._AutoDispatchBelowAutograd():
+            out, statistics = short_range_conv(x, weight, padding_mask, seed, left_padding, softmax, dropout)
+        ctx.mark_non_differentiable(statistics)
+        ctx.save_for_backward(x, weight, padding_mask, seed, statistics)
+        ctx.options = (left_padding, softmax, dropout)
+        return out, statistics
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grad_x, grad_w = short_range_conv_backward(grad, *ctx.saved_tensors, *ctx.options)
+        return grad_x, grad_w, None, None, None, None, None
+
+
+@torch.library.impl("lite_transformer::short_range_conv", "Autograd")
+def _with_autograd(*args):
+    return _ShortRangeConv.apply(*args)
 
 
 def _unfilled_statistics(x: Tensor, weight: Tensor, softmax: bool) -> Tensor:
@@ -249,21 +281,6 @@ def _unfilled_statistics(x: Tensor, weight: Tensor, softmax: bool) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-def _on_device_of(x: Tensor):
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _save(ctx, inputs, output) -> None:
-    x, weight, padding_mask, seed, ctx.left_padding, ctx.softmax, ctx.dropout = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(x, weight, padding_mask, seed, statistics)
-
-
-def _backward(ctx, grad, _):
-    grad_x, grad_w = short_range_conv_backward(grad, *ctx.saved_tensors, ctx.left_padding, ctx.softmax, ctx.dropout)
-    return grad_x, grad_w, None, None, None, None, None
-
-
-short_range_conv.register_autograd(_backward, setup_context=_save)

@@ -6,7 +6,7 @@ kernels by index and never stored, so a tile reads each input once instead of K 
 arithmetic. The gradients are two products of the same kind: ``W^T @ grad`` and the band of ``grad @ x^T``.
 
 Softmax, dropout and the padding mask are applied where the kernels and inputs are loaded. Sums are fp32. No atomics:
-results do not change from run to run. `dropout_keeps` in `convolution_op` repeats the dropout's decisions in torch.
+results do not change from run to run.
 """
 
 from __future__ import annotations
@@ -51,12 +51,22 @@ def _rows(pointer, start, stride, count: tl.constexpr, r, inside, R: tl.constexp
 
 
 @triton.jit
+def _exp(x):
+    """exp to an ulp or so: `tl.exp` alone loses the digits that x * log2(e) rounds away."""
+    scaled = x * 1.4426950408889634
+    lost = tl.fma(x, 1.4426950408889634, -scaled) + x * 1.925963033500e-8
+    value = tl.exp2(scaled)
+    # exp(-inf) is 0, whatever inf - inf lost
+    return tl.fma(value, tl.where(value > 0, lost, 0.0) * 0.6931471805599453, value)
+
+
+@triton.jit
 def _head_statistics(w, K: tl.constexpr, KP: tl.constexpr):
-    """Maximum and sum of exponentials of one kernel: what its softmax needs."""
+    """Maximum and inverse sum of exponentials of one kernel: what its softmax needs."""
     taps = tl.arange(0, KP)
     logits = tl.load(w + taps, mask=taps < K, other=-float("inf")).to(tl.float32)
     top = tl.max(logits, 0)
-    return top, tl.sum(tl.exp(logits - top), 0)
+    return top, tl.div_rn(1.0, tl.sum(_exp(logits - top), 0))
 
 
 # --- kernels -------------------------------------------------------------------------------------------------------
@@ -90,15 +100,15 @@ def _forward_kernel(
             logits = tl.load(w + within + taps, mask=(t < T)[:, None] & (taps < K), other=0.0).to(tl.float32)
             logits = tl.where(taps < K, logits, -float("inf"))
             top = tl.max(logits, 1)
-            total = tl.sum(tl.exp(logits - top[:, None]), 1)
+            scale = tl.div_rn(1.0, tl.sum(_exp(logits - top[:, None]), 1))
             if tl.program_id(1) == 0:
                 place = ((t.to(tl.int64) * B + b) * H + h) * 2
                 tl.store(statistics + place, top, mask=t < T)
-                tl.store(statistics + place + 1, total, mask=t < T)
+                tl.store(statistics + place + 1, scale, mask=t < T)
         else:
-            top, total = _head_statistics(w, K, KP)
+            top, scale = _head_statistics(w, K, KP)
             top += tl.zeros((BT,), tl.float32)
-            total += tl.zeros((BT,), tl.float32)
+            scale += tl.zeros((BT,), tl.float32)
     acc = tl.zeros((BT, BR), tl.float32)
     for chunk in range(CHUNKS):
         start = first - LEFT + chunk * BS
@@ -108,7 +118,7 @@ def _forward_kernel(
         in_band = (k >= 0) & (k < K) & (t < T)[:, None]
         band = tl.load(w + within + k, mask=in_band, other=0.0).to(tl.float32)
         if SOFTMAX:
-            band = tl.where(in_band, tl.exp(band - top[:, None]) / total[:, None], 0.0)
+            band = tl.where(in_band, _exp(band - top[:, None]) * scale[:, None], 0.0)
         if DROPOUT:
             band = tl.where(_keeps(tl.load(seed), row[:, None] * K + k, THRESHOLD), band * SCALE, 0.0)
         acc = tl.dot(band.to(dtype), values, acc, input_precision=PRECISION)
@@ -138,7 +148,7 @@ def _input_gradient_kernel(
     w += b.to(tl.int64) * w_b + h * K
     dtype = grad_x.dtype.element_ty
     if SOFTMAX and not DYNAMIC:
-        head_top, head_total = _head_statistics(w, K, KP)
+        head_top, head_scale = _head_statistics(w, K, KP)
     acc = tl.zeros((BT, BR), tl.float32)
     for chunk in range(CHUNKS):
         start = first + LEFT - (K - 1) + chunk * BS
@@ -153,11 +163,11 @@ def _input_gradient_kernel(
             if DYNAMIC:
                 place = ((t.to(tl.int64) * B + b) * H + h) * 2
                 top = tl.load(statistics + place, mask=exists, other=0.0)
-                total = tl.load(statistics + place + 1, mask=exists, other=1.0)
+                scale = tl.load(statistics + place + 1, mask=exists, other=1.0)
             else:
                 top = head_top + tl.zeros((BS,), tl.float32)
-                total = head_total + tl.zeros((BS,), tl.float32)
-            band = tl.where(in_band, tl.exp(band - top[None, :]) / total[None, :], 0.0)
+                scale = head_scale + tl.zeros((BS,), tl.float32)
+            band = tl.where(in_band, _exp(band - top[None, :]) * scale[None, :], 0.0)
         if DROPOUT:
             row = (t * B + b) * H + h if DYNAMIC else h + tl.zeros((BS,), tl.int32)
             band = tl.where(_keeps(tl.load(seed), row[None, :] * K + k, THRESHOLD), band * SCALE, 0.0)
@@ -171,7 +181,7 @@ def _input_gradient_kernel(
 
 @triton.jit
 def _gradient_band(
-    g, x, w, mask, seed, top, total, first, start, b, h, T, B, x_t, g_t, w_t, m_b, m_t, LEFT,
+    g, x, w, mask, seed, top, scale, first, start, b, h, T, B, x_t, g_t, w_t, m_b, m_t, LEFT,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
@@ -197,7 +207,7 @@ def _gradient_band(
     weight = in_band.to(tl.float32)
     if SOFTMAX:
         logits = tl.load(w + (tl.arange(0, BT) * w_t)[:, None] + k, mask=in_band, other=0.0).to(tl.float32)
-        weight = tl.where(in_band, tl.exp(logits - top[:, None]) / total[:, None], 0.0)
+        weight = tl.where(in_band, _exp(logits - top[:, None]) * scale[:, None], 0.0)
     return product, weight, k, in_band
 
 
@@ -223,22 +233,22 @@ def _dynamic_gradient_kernel(
     w += first.to(tl.int64) * w_t + b.to(tl.int64) * w_b + h * K
     grad_w += (first.to(tl.int64) * B + b) * (H * K) + h * K
     position = (tl.arange(0, BT) * (B * H * K))[:, None]
-    top, total, inner = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
+    top, scale, inner = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
     if SOFTMAX:
         place = ((t.to(tl.int64) * B + b) * H + h) * 2
         top = tl.load(statistics + place, mask=t < T, other=0.0)
-        total = tl.load(statistics + place + 1, mask=t < T, other=1.0)
+        scale = tl.load(statistics + place + 1, mask=t < T, other=1.0)
     if SOFTMAX and CHUNKS > 1:
         # the softmax's gradient needs sum_k p[k] * grad_p[k] over all chunks before the first can be stored
         for chunk in range(CHUNKS):
             product, weight, _, _ = _gradient_band(
-                g, x, w, mask, seed, top, total, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
+                g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
                 LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
             )  # fmt: skip
             inner += tl.sum(weight * product, 1)
     for chunk in range(CHUNKS):
         product, weight, k, in_band = _gradient_band(
-            g, x, w, mask, seed, top, total, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
+            g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
             LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
         )  # fmt: skip
         if SOFTMAX:
@@ -300,8 +310,8 @@ def _lightweight_total_kernel(
     if SOFTMAX:
         logits = tl.load(w + h * K + taps, mask=taps < K, other=-float("inf")).to(tl.float32)
         top = tl.max(logits, 0)
-        weight = tl.exp(logits - top)
-        weight = weight / tl.sum(weight, 0)
+        weight = _exp(logits - top)
+        weight = tl.div_rn(weight, tl.sum(weight, 0) + tl.zeros((KP,), tl.float32))
         grad = weight * (grad - tl.sum(weight * grad, 0))
     tl.store(grad_w + h * K + taps, grad.to(grad_w.dtype.element_ty), mask=taps < K)
 
@@ -383,7 +393,7 @@ def forward(
     softmax: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the output (T, B, C) and, for the softmax of dynamic kernels, its maximum and sum (T, B, H, 2).
+    """Returns the output (T, B, C) and, for the softmax of dynamic kernels, its maximum and inverse sum (T, B, H, 2).
 
     Args:
         x: (T, B, C), the last dimension contiguous.
