@@ -334,8 +334,13 @@ def profile(trainer: Trainer, updates: list[list[dict[str, Any]]], args: argpars
         with tqdm(disable=True) as bar:
             train_round(trainer, updates[:steps], args, bar)
         wall_us = (time.perf_counter() - started) * 1e6
-    table = run.key_averages()
-    on_gpu = [event for event in run.events() if event.device_type != torch.autograd.DeviceType.CPU]
+    # named ranges of the trainer are no work of their own, but have a place on the GPU's track too
+    table = [row for row in run.key_averages() if not getattr(row, "is_user_annotation", False)]
+    on_gpu = [
+        event
+        for event in run.events()
+        if event.device_type != torch.autograd.DeviceType.CPU and not getattr(event, "is_user_annotation", False)
+    ]
 
     def count(*names: str) -> float:
         return sum(row.count for row in table if row.key.startswith(names)) / steps

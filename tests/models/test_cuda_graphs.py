@@ -147,6 +147,7 @@ def test_a_moved_parameter_is_captured_anew(on_cpu):
     for _ in range(2):
         loss_of(model, *sample((3, 6, 5), 0)).backward()
     model.double().float()
+    assert model.graphs._passes == {}
     for _ in range(2):
         loss_of(model, *sample((3, 6, 5), 0)).backward()
     assert len(on_cpu) == 3

@@ -116,6 +116,7 @@ def test_equals_fairseqs_pass_at_real_positions(family, name, device, request):
                 assert_same(ours[at], theirs[at], 1e-5)
             else:
                 assert torch.equal(ours, theirs)
+    assert_same(encoder_out["encoder_states"][0], expected_encoder["encoder_states"][0], 0)  # zeros where padded
     assert extra.keys() == expected_extra.keys()
     assert len(extra["inner_states"]) == len(expected_extra["inner_states"])
     assert extra["attn"] == [None]
