@@ -10,9 +10,10 @@ column further right, are a band matrix (here b = 3 positions, K = 3 taps)
     . w w w .     times the b + K - 1 inputs that these positions see,
     . . w w w
 
-and a block of the convolution is a small matrix product. A few such matrices are alive at a time, where one matrix for
-the whole sequence would be T x T. Both gradients are of the same kind: that of the input is a convolution of the
-output's gradient with the kernels turned around, that of the kernels is the band of a product with the inputs.
+and a block of the convolution is a small matrix product. A few such matrices are alive at a time, where one for the
+whole sequence, made for short ones only, would be T x T. Both gradients are of the same kind: that of the input is a
+convolution of the output's gradient with the kernels turned around, that of the kernels is the band of a product with
+the inputs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from lite_transformer.errors import UnsupportedShapeError
 
 # All three were measured on two x86 cores, K 3..31. Longer blocks multiply more zeros, shorter ones make more calls.
 BLOCK = 32
-# Up to this length a sequence is one block: nothing is padded, and the matrices are T x T.
+# Up to this length a sequence is one block.
 SHORT = 64
-# Elements of all band matrices alive at a time (4 MB in fp32), so that memory does not grow with B * H.
-TILE = 1 << 20
+# Elements of all band matrices alive at a time (8 MB in fp32), so that memory does not grow with B * H.
+TILE = 1 << 21
 
 
 def _check(x: Tensor, num_heads: int, kernel_size: int, left_padding: int) -> None:
@@ -64,15 +65,15 @@ def lightweight_conv(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
     num_heads, kernel_size = weight.shape
     _check(x, num_heads, kernel_size, left_padding)
     length, batch, channels = x.shape
-    exact, kernels = _exact(x), _exact(weight, like=x)
-    if torch.compiler.is_compiling():
-        out = _by_taps(exact, kernels, left_padding)
-    elif x.numel() == 0 or (
-        length <= SHORT and kernel_size * num_heads <= 2 * channels
-    ):  # copies of the kernels are few
-        out = _InBlocks.apply(exact, kernels.expand(length, batch, num_heads, kernel_size), left_padding)
+    inputs = _exact(x), _exact(weight, like=x)
+    if torch.compiler.is_compiling() or x.numel() == 0:
+        out = _by_taps(*inputs, left_padding)
+    elif length <= SHORT and length < 2 * kernel_size <= 4 * channels // num_heads:
+        # The image below would be padding for the most part, and there are few copies of the kernels to make.
+        everywhere = inputs[1].expand(length, batch, num_heads, kernel_size)
+        out = _InBlocks.apply(inputs[0], everywhere, left_padding)
     else:
-        out = _as_image(exact, kernels, left_padding)
+        out = _as_image(*inputs, left_padding)
     return out.to(x.dtype)
 
 
@@ -96,7 +97,7 @@ def dynamic_conv(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
         )
     num_heads, kernel_size = weight.shape[2:]
     _check(x, num_heads, kernel_size, left_padding)
-    convolve = _by_taps if torch.compiler.is_compiling() else _InBlocks.apply
+    convolve = _by_taps if torch.compiler.is_compiling() or x.numel() == 0 else _InBlocks.apply
     return convolve(_exact(x), _exact(weight, like=x), left_padding).to(x.dtype)
 
 
@@ -124,11 +125,13 @@ def _by_taps(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
 def _as_image(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
     """`_by_taps` for weight (H, K): (T, B, C) lies in memory as an image of T x B pixels in channels-last layout."""
     channels, (num_heads, kernel_size) = x.size(2), weight.shape
-    image = _pad_time(x, left_padding, kernel_size - 1 - left_padding).permute(2, 0, 1)  # (C, T + K - 1, B)
+    padded = _pad_time(x, left_padding, kernel_size - 1 - left_padding)
+    # Unsqueezed before it is permuted: the other way round the strides do not tell torch the layout.
+    image = padded.unsqueeze(0).permute(0, 3, 1, 2)  # (1, C, T + K - 1, B)
     kernels = weight.repeat_interleave(channels // num_heads, dim=0).view(channels, 1, kernel_size, 1)
     device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta tensors have none
     with torch.autocast(device, enabled=False):
-        return F.conv2d(image.unsqueeze(0), kernels, groups=channels).squeeze(0).permute(1, 2, 0).contiguous()
+        return F.conv2d(image, kernels, groups=channels).permute(0, 2, 3, 1).squeeze(0).contiguous()
 
 
 class _InBlocks(torch.autograd.Function):
@@ -153,12 +156,19 @@ class _InBlocks(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _convolve_back(grad, kernels, left_padding).view(x_shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = _correlate(grad, heads, kernels.size(2), left_padding).view(weight_shape)
+            grad_weight = _correlate(grad, heads, kernels, left_padding).view(weight_shape)
         return grad_x, grad_weight, None
 
 
-def _convolve(x: Tensor, kernels: Tensor, left_padding: int, transpose: bool = False) -> Tensor:
-    """x (T, N, R), kernels (T, N, K) -> (T, N, R). `transpose`: by the transposed matrices, if T is short."""
+def _is_one_block(kernels: Tensor) -> bool:
+    length, num, kernel_size = kernels.shape
+    return length <= SHORT and num * length * (length + kernel_size - 1) <= TILE
+
+
+def _convolve(x: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
+    """x (T, N, R), kernels (T, N, K) -> (T, N, R)."""
+    if _is_one_block(kernels):
+        return _bmm(_one_block(kernels, left_padding), x.transpose(0, 1)).transpose(0, 1).contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = x.new_empty(0, 0, 0)
     for inputs, taps, outputs in _tiles(x, kernels.size(2), left_padding, kernels, out):
@@ -166,33 +176,32 @@ def _convolve(x: Tensor, kernels: Tensor, left_padding: int, transpose: bool = F
         if matrices.size(1) != block:  # else the zeros beside the band are there from the tile before
             matrices = x.new_zeros(n, block, block + kernel_size - 1)
         _band(matrices[:n], kernel_size).copy_(taps)
-        first = left_padding if x.size(0) <= SHORT else 0
-        seen = matrices[:n, :, first : first + inputs.size(1)]  # without the columns of inputs before 0 and from T on
-        outputs.copy_(_bmm(seen.transpose(1, 2) if transpose else seen, inputs))
+        outputs.copy_(_bmm(matrices[:n], inputs))
     return out
 
 
 def _convolve_back(grad: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
     """The gradient of `_convolve` for its x, (T, N, R)."""
-    length, num, kernel_size = kernels.shape
-    if length <= SHORT or num == 0:
-        return _convolve(grad, kernels, left_padding, transpose=True)
+    if _is_one_block(kernels):
+        matrices = _one_block(kernels, left_padding).transpose(1, 2)
+        return _bmm(matrices, grad.transpose(0, 1)).transpose(0, 1).contiguous()
     # Position t takes from the outputs t + j + P - K + 1: turned[t, n, j] = kernels[t + j + P - K + 1, n, K - 1 - j].
-    right_padding = kernel_size - 1 - left_padding
+    num, kernel_size = kernels.shape[1:]
+    right_padding, step = kernel_size - 1 - left_padding, num * kernel_size
     padded = _pad_time(kernels, right_padding, left_padding)  # (T + K - 1, N, K)
-    step = num * kernel_size
     turned = padded.as_strided(kernels.shape, (step, kernel_size, step - 1), kernel_size - 1)
     return _convolve(grad, turned, right_padding)
 
 
-def _correlate(grad: Tensor, x: Tensor, kernel_size: int, left_padding: int) -> Tensor:
+def _correlate(grad: Tensor, x: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
     """The gradient of `_convolve` for its kernels, (T, N, K): sum over R of grad[t, n, r] * x[t + k - P, n, r]."""
-    out = grad.new_empty(grad.size(0), grad.size(1), kernel_size)
-    for inputs, grads, kernels in _tiles(x, kernel_size, left_padding, grad, out):
-        products = _bmm(grads, inputs.transpose(1, 2))
-        if x.size(0) <= SHORT:
-            products = F.pad(products, (left_padding, kernel_size - 1 - left_padding))
-        kernels.copy_(_band(products, kernel_size))
+    out, kernel_size = torch.empty_like(kernels, memory_format=torch.contiguous_format), kernels.size(2)
+    if _is_one_block(kernels):
+        products = _bmm(grad.transpose(0, 1), x.permute(1, 2, 0))  # (N, T, T)
+        products = F.pad(products, (left_padding, kernel_size - 1 - left_padding))
+        return out.copy_(_band(products, kernel_size).transpose(0, 1))
+    for inputs, grads, taps in _tiles(x, kernel_size, left_padding, grad, out):
+        taps.copy_(_band(_bmm(grads, inputs.transpose(1, 2)), kernel_size))
     return out
 
 
@@ -207,25 +216,34 @@ def _band(matrices: Tensor, kernel_size: int) -> Tensor:
     return matrices.as_strided((n, block, kernel_size), (block * width, width + 1, 1))
 
 
-def _tiles(x: Tensor, kernel_size: int, left_padding: int, *others: Tensor) -> Iterator[list[Tensor]]:
-    """Cuts x (T, N, R) and others (T, N, D) into blocks of time, and yields the blocks some at a time.
+def _one_block(kernels: Tensor, left_padding: int) -> Tensor:
+    """kernels (T, N, K) -> (N, T, T): band matrices for all T positions, without the columns of the padding."""
+    length, num = kernels.shape[:2]
+    unused = max(0, left_padding + 1 - length)  # taps too early for any input; those too late go by the slice's end
+    kernels, left_padding = kernels[:, :, unused : left_padding + length], left_padding - unused
+    matrices = kernels.new_zeros(num, length, length + kernels.size(2) - 1)
+    _band(matrices, kernels.size(2)).copy_(kernels.transpose(0, 1))
+    return matrices[:, :, left_padding : left_padding + length]
 
-    Yields: views: the inputs which these n blocks of b positions see (n, b + K - 1, R), or (n, T, R) if T is short,
-        then the positions themselves in each of the others (n, b, D).
+
+def _tiles(x: Tensor, kernel_size: int, left_padding: int, *others: Tensor) -> Iterator[list[Tensor]]:
+    """Cuts x (T, N, R) and others (T, N, D) into blocks of time, and yields some of the blocks at a time.
+
+    Yields: views: the inputs (n, b + K - 1, R) which these n blocks of b positions see, then the positions themselves
+        in each of the others (n, b, D).
     """
     length, num = x.shape[:2]
-    margin = 0 if length <= SHORT else kernel_size - 1
-    block = length if length <= SHORT else BLOCK
-    padded = _pad_time(x, left_padding, margin - left_padding) if margin else x
-    whole = length - length % block if block else 0
-    for start, stop, rows in ((0, whole, block), (whole, length, length - whole)):
+    padded = _pad_time(x, left_padding, kernel_size - 1 - left_padding)  # (T + K - 1, N, R)
+    whole = length - length % BLOCK
+    for start, stop, block in ((0, whole, BLOCK), (whole, length, length - whole)):
         if start == stop:
             continue
-        windows = padded[start : stop + margin].unfold(0, rows + margin, rows).transpose(2, 3)
-        views = [windows, *(other[start:stop].unflatten(0, (-1, rows)).transpose(1, 2) for other in others)]
-        if views[0].size(0) > num:  # (blocks, N, rows, ...): the longer of both is multiplied at once
+        width = block + kernel_size - 1
+        windows = padded[start : stop + kernel_size - 1].unfold(0, width, block).transpose(2, 3)
+        views = [windows, *(other[start:stop].unflatten(0, (-1, block)).transpose(1, 2) for other in others)]
+        if windows.size(0) > num:  # (blocks, N, ...): the longer of the two is multiplied at once
             views = [view.transpose(0, 1) for view in views]
-        many = max(1, TILE // (rows * (rows + kernel_size - 1)))
+        many = max(1, TILE // (block * width))
         for i in range(views[0].size(0)):
             for j in range(0, views[0].size(1), many):
                 yield [view[i, j : j + many] for view in views]
