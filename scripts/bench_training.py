@@ -22,11 +22,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import platform
 import random
-import shlex
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +32,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from _benchmark import device_name, provenance, summary
 from fairseq import options, utils
 from fairseq.data import Dictionary, LanguagePairDataset, data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -84,6 +81,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peak-tflops", type=float, metavar="X", help="of the card (default: known for an H100)")
     add("--seed", type=int, default=1)
     add("--cpu", action="store_true")
+    add("--commit", metavar="HASH", help="of the code, where there is no git checkout")
     add("--record", type=Path, metavar="FILE", help="write all samples as JSON, such as results/speed/NAME.json")
     add("--plot", type=Path, metavar="FILE.svg", help="updates a second against model size")
     add("--profile", type=Path, metavar="FILE", help="profile some steps of each variant into a JSON summary")
@@ -97,6 +95,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
     args.cpu = args.cpu or not torch.cuda.is_available()
+    args.device = "cpu" if args.cpu else "cuda"
     return args
 
 
@@ -200,6 +199,7 @@ def make_trainer(arch: str, variant: str, dataset: LanguagePairDataset, args: ar
         name, _, value = setting.partition("=")
         words += [f"--{name.replace('_', '-')}", *([value] if value else [])]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
+    cfg.common.tpu = False  # fairseq's flags take bf16 for a sign of one
     task = TranslationTask(cfg.task, dataset.src_dict, dataset.tgt_dict)
     torch.manual_seed(args.seed)
     model = task.build_model(cfg.model)
@@ -275,11 +275,6 @@ def train_round(trainer: Trainer, updates: list[list[dict[str, Any]]], args: arg
     seconds = time.perf_counter() - started
     metrics.reset_meters("train_inner")
     return seconds
-
-
-def summary(samples: list[float]) -> dict[str, Any]:
-    """Median and spread of the samples, with all of them."""
-    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "samples": samples}
 
 
 def bench_training(arch: str, args: argparse.Namespace, dataset: LanguagePairDataset) -> dict[str, Any]:
@@ -413,32 +408,17 @@ def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairD
 # --- the record ---
 
 
-def device_name(args: argparse.Namespace) -> str:
-    return platform.processor() or platform.machine() if args.cpu else torch.cuda.get_device_name()
-
-
 def peak_tflops(args: argparse.Namespace) -> float | None:
     if args.peak_tflops is not None:
         return args.peak_tflops
-    return H100_PEAKS[args.precision] if "H100" in device_name(args) and not args.cpu else None
-
-
-def git(*words: str) -> str:
-    """Output of a git command in this checkout; empty where there is none."""
-    done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return H100_PEAKS[args.precision] if "H100" in device_name(args.device) and not args.cpu else None
 
 
 def record_of(results: list[dict[str, Any]], args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return {
         "benchmark": "generation" if args.generate else "training",
-        "command": shlex.join(["scripts/bench_training.py", *words]),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": device_name(args),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **provenance("bench_training.py", words, args.device, args.commit),
         "peak_tflops": peak_tflops(args),
         "settings": {key: value for key, value in settings.items() if key not in ("record", "plot", "profile")},
         "results": results,
@@ -481,7 +461,7 @@ def plot(path: Path, results: list[dict[str, Any]], args: argparse.Namespace) ->
     axes.set(
         xscale="log", ylim=(0, None), xlabel="Mult-Adds of a sentence pair (millions)", ylabel=key.replace("_", " ")
     )
-    axes.set_title(f"{device_name(args)}, {args.precision}, {args.max_tokens} tokens a batch", fontsize=9)
+    axes.set_title(f"{device_name(args.device)}, {args.precision}, {args.max_tokens} tokens a batch", fontsize=9)
     axes.legend()
     figure.savefig(path)
     pyplot.close(figure)

@@ -73,7 +73,7 @@ _MAKE = """
     new_zeros ones ones_like scalar_tensor zero_ zeros zeros_like
 """
 _MOVE = """
-    alias cat clone constant_pad_nd copy_ detach expand gather index index_select lift_fresh permute repeat
+    alias as_strided cat clone constant_pad_nd copy_ detach expand gather index index_select lift_fresh permute repeat
     repeat_interleave select slice split split_with_sizes squeeze stack t transpose tril triu triu_ unbind unfold
     unsqueeze view where _local_scalar_dense _reshape_alias _to_copy _unsafe_view
 """
@@ -90,7 +90,7 @@ FREE = frozenset(
     f"aten::{name}"
     for group in (_MAKE, _MOVE, _LOOK_UP, _COMPARE, _ELEMENT_BY_ELEMENT, _NORMALISE)
     for name in group.split()
-)
+) | {"lite_transformer::short_range_conv"}  # counted where its module is
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,16 @@ class _Dispatch(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _tracked(module: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Keeps path and module of the innermost running submodule on top of ``stack``."""
+def _tracked(
+    module: nn.Module, stack: list[tuple[str, nn.Module]], count_taps: Callable[[ShortRangeConv, tuple], None]
+) -> Iterator[None]:
+    """Keeps path and module of the innermost running submodule on top of ``stack``; calls back before a convolution."""
     handles = []
     for path, child in module.named_modules():
         entry = (path, child)
         handles.append(child.register_forward_pre_hook(lambda *_, entry=entry: stack.append(entry)))
+        if isinstance(child, ShortRangeConv):
+            handles.append(child.register_forward_pre_hook(count_taps))
         handles.append(child.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
     try:
         yield
@@ -145,7 +149,8 @@ def _tracked(module: nn.Module, stack: list[tuple[str, nn.Module]]) -> Iterator[
 def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> Count:
     """The multiply-adds of ``module(*args, **kwargs)``, by submodule.
 
-    What a `ShortRangeConv` computes outside its child layers is the convolution itself and goes to ``taps``.
+    What a `ShortRangeConv` computes outside its child layers is the convolution itself and goes to ``taps``, K for each
+    element by its definition: implementations differ in how many zeros they multiply beside them.
 
     Raises: UnknownOperatorError naming an operator that has neither a formula nor a place on the free list.
     """
@@ -155,9 +160,13 @@ def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> Count:
 
     def spend(cost: int) -> None:
         path, running = stack[-1] if stack else ("", module)
-        (taps if isinstance(running, ShortRangeConv) else macs)[path] += cost
+        if not isinstance(running, ShortRangeConv):
+            macs[path] += cost
 
-    with _tracked(module, stack), torch.no_grad(), _Dispatch(spend):
+    def count_taps(convolution: ShortRangeConv, inputs: tuple[Tensor, ...]) -> None:
+        taps[stack[-1][0]] += inputs[0].numel() * convolution.kernel_size
+
+    with _tracked(module, stack, count_taps), torch.no_grad(), _Dispatch(spend):
         module(*args, **kwargs)
     return Count(dict(macs), dict(taps))
 

@@ -131,6 +131,9 @@ class MultiheadAttention(IncrementalModule):
                 is_causal=only_causal,
                 scale=1 / math.sqrt(self.head_dim),
             )
+            if hidden is not None and _fuses(query):
+                # some of the GPU's half-precision kernels average over hidden keys where there are no others
+                out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
         return self.out_proj(out), probabilities
 

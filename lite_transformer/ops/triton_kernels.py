@@ -185,7 +185,7 @@ def _gradient_band(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of the tile's BT positions and BS of its sources: the gradients of the normalised kernels, the kernels, the taps.
 
@@ -195,10 +195,10 @@ def _gradient_band(
     inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
     product = tl.zeros((BT, BS), tl.float32)
     for part in range(PARTS):
-        r = part * BR + tl.arange(0, BR)
+        r = part * BD + tl.arange(0, BD)
         values = _rows(x, start, x_t, BS, r, inside, R)
         upstream = _rows(g, first, g_t, BT, r, t < T, R).to(values.dtype)
-        product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+        product += tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
     k = s[None, :] - t[:, None] + LEFT
     in_band = (k >= 0) & (k < K) & (t < T)[:, None]
     if DROPOUT:
@@ -217,8 +217,8 @@ def _dynamic_gradient_kernel(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr,
-    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr,
+    KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_w[t, k]: the band of grad @ x^T, taken back through dropout and softmax."""
     x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
@@ -243,13 +243,13 @@ def _dynamic_gradient_kernel(
         for chunk in range(CHUNKS):
             product, weight, _, _ = _gradient_band(
                 g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
+                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, PRECISION,
             )  # fmt: skip
             inner += tl.sum(weight * product, 1)
     for chunk in range(CHUNKS):
         product, weight, k, in_band = _gradient_band(
             g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BR, PARTS, PRECISION,
+            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, PRECISION,
         )  # fmt: skip
         if SOFTMAX:
             if CHUNKS == 1:
@@ -262,7 +262,7 @@ def _dynamic_gradient_kernel(
 def _lightweight_partial_kernel(
     g, x, mask, partial, T, B, items, splits, x_t, x_b, g_t, g_b, m_b, m_t, LEFT,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HAS_MASK: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, PARTS: tl.constexpr, KP: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, KP: tl.constexpr,
     CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of grad @ x^T over a share of the tiles of a head, then along its diagonals: (H, splits, CHUNKS, K)."""
@@ -278,10 +278,10 @@ def _lightweight_partial_kernel(
         t, s = first + tl.arange(0, BT), start + tl.arange(0, BS)
         inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
         for part in range(PARTS):
-            r = part * BR + tl.arange(0, BR)
+            r = part * BD + tl.arange(0, BD)
             values = _rows(x + b.to(tl.int64) * x_b + h * R, start, x_t, BS, r, inside, R)
             upstream = _rows(g + b.to(tl.int64) * g_b + h * R, first, g_t, BT, r, t < T, R).to(values.dtype)
-            product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+            product += tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
     taps = tl.arange(0, KP)
     column = tl.arange(0, BT)[:, None] + taps[None, :] - chunk * BS
     on_diagonal = (column >= 0) & (column < BS)
@@ -342,46 +342,50 @@ class _Plan:
         self.length, self.batch, channels = x.shape
         self.heads, self.kernel_size = weight.shape[-2:]
         self.dynamic = weight.dim() == 4
-        width = channels // self.heads
-        self.block_t = 16 if self.length <= 16 else 32 if self.kernel_size <= 33 else 64
-        span = self.block_t + self.kernel_size - 1
-        self.block_s = min(64, _power_of_two(span))
-        self.block_r = max(16, min(64, _power_of_two(width)))
-        self.tiles = triton.cdiv(self.length, self.block_t)
-        self.parts = triton.cdiv(width, self.block_r)
-        self.chunks = triton.cdiv(span, self.block_s)
-        self.padding_mask = padding_mask
-        self.seed = seed
+        self.width = channels // self.heads
+        self.left_padding = left_padding
+        self.padding_mask, self.seed = padding_mask, seed
         self.mask_strides = (0, 0) if padding_mask is None else padding_mask.stride()
         self.weight_strides = weight.stride()[:2] if self.dynamic else (0, 0)
-        self.left_padding = left_padding
-        self.shape = {"H": self.heads, "R": width, "K": self.kernel_size}
-        self.dropout = {
-            "DROPOUT": dropout > 0,
-            "THRESHOLD": dropout_threshold(dropout),
-            "SCALE": 1.0 / (1.0 - dropout) if dropout < 1 else 0.0,
-        }
-        self.tile = {
-            "BT": self.block_t,
-            "BS": self.block_s,
-            "BR": self.block_r,
+        # The best of those tried on an H100 (results/speed): larger tiles spill registers.
+        block_t = 16 if self.length <= 16 else 32
+        span = block_t + self.kernel_size - 1
+        block_s = min(64, _power_of_two(span))
+        self.tiles = triton.cdiv(self.length, block_t)
+        self.chunks = triton.cdiv(span, block_s)
+        self.block_r = max(16, min(64, _power_of_two(self.width)))
+        self.column_blocks = triton.cdiv(self.width, self.block_r)
+        # fp32 products are summed one by one: shorter runs round less
+        self.depth = 16 if x.dtype == torch.float32 else self.block_r
+        self.constants = {
+            "H": self.heads,
+            "R": self.width,
+            "K": self.kernel_size,
+            "HAS_MASK": padding_mask is not None,
+            "BT": block_t,
+            "BS": block_s,
             "CHUNKS": self.chunks,
             # exact for fp16 and bf16, whose products fit in fp32; fp32 must not be cut to tf32
             "PRECISION": "ieee",
             "num_warps": 4,
         }
-        self.padded_taps = _power_of_two(self.kernel_size)
-        self.softmax = softmax
-        self.has_mask = padding_mask is not None
+        self.kernel_constants = {
+            "KP": _power_of_two(self.kernel_size),
+            "SOFTMAX": softmax,
+            "DROPOUT": dropout > 0,
+            "THRESHOLD": min(round(dropout * 2**32), 2**32 - 1),
+            "SCALE": 1.0 / (1.0 - dropout) if dropout < 1 else 0.0,
+        }
 
-    def alignment(self, *tensors: Tensor) -> int:
-        """A power of two, up to 16, that divides the strides over time and batch."""
-        return math.gcd(16, *(stride for tensor in tensors for stride in tensor.stride()[:2]))
+    @property
+    def depth_constants(self) -> dict[str, int]:
+        """Of the kernels whose sum runs over a head's channels."""
+        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth)}
 
 
-def dropout_threshold(dropout: float) -> int:
-    """Mixed values below this are dropped: ``dropout`` as a share of 2^32."""
-    return min(round(dropout * 2**32), 2**32 - 1)
+def _alignment(*tensors: Tensor) -> int:
+    """A power of two, up to 16, that divides the strides over time and batch."""
+    return math.gcd(16, *(stride for tensor in tensors for stride in tensor.stride()[:2]))
 
 
 def forward(
@@ -404,11 +408,10 @@ def forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape = (plan.length, plan.batch, plan.heads, 2) if softmax and plan.dynamic else (0,)
     statistics = x.new_empty(shape, dtype=torch.float32)
-    _forward_kernel[(plan.tiles * plan.batch * plan.heads, plan.parts)](
-        x, weight, plan.padding_mask, plan.seed, out, statistics, plan.length, plan.batch,
-        *x.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
-        DYNAMIC=plan.dynamic, SOFTMAX=softmax, HAS_MASK=plan.has_mask, KP=plan.padded_taps, ALIGN=plan.alignment(x),
-        **plan.shape, **plan.dropout, **plan.tile,
+    _forward_kernel[(plan.tiles * plan.batch * plan.heads, plan.column_blocks)](
+        x, weight, padding_mask, seed, out, statistics, plan.length, plan.batch,
+        *x.stride()[:2], *plan.weight_strides, *plan.mask_strides, left_padding,
+        DYNAMIC=plan.dynamic, BR=plan.block_r, ALIGN=_alignment(x), **plan.constants, **plan.kernel_constants,
     )  # fmt: skip
     return out, statistics
 
@@ -429,31 +432,28 @@ def backward(
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grad_w = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     programs = plan.tiles * plan.batch * plan.heads
-    _input_gradient_kernel[(programs, plan.parts)](
-        grad, weight, plan.padding_mask, plan.seed, statistics, grad_x, plan.length, plan.batch,
-        *grad.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
-        DYNAMIC=plan.dynamic, SOFTMAX=softmax, HAS_MASK=plan.has_mask, KP=plan.padded_taps,
-        ALIGN=plan.alignment(grad), **plan.shape, **plan.dropout, **plan.tile,
+    _input_gradient_kernel[(programs, plan.column_blocks)](
+        grad, weight, padding_mask, seed, statistics, grad_x, plan.length, plan.batch,
+        *grad.stride()[:2], *plan.weight_strides, *plan.mask_strides, left_padding,
+        DYNAMIC=plan.dynamic, BR=plan.block_r, ALIGN=_alignment(grad), **plan.constants, **plan.kernel_constants,
     )  # fmt: skip
+    strides = (*x.stride()[:2], *grad.stride()[:2])
     if plan.dynamic:
         _dynamic_gradient_kernel[(programs,)](
-            grad, x, weight, plan.padding_mask, plan.seed, statistics, grad_w, plan.length, plan.batch,
-            *x.stride()[:2], *grad.stride()[:2], *plan.weight_strides, *plan.mask_strides, plan.left_padding,
-            SOFTMAX=softmax, HAS_MASK=plan.has_mask, PARTS=plan.parts, ALIGN=plan.alignment(x, grad),
-            **plan.shape, **plan.dropout, **plan.tile,
+            grad, x, weight, padding_mask, seed, statistics, grad_w, plan.length, plan.batch,
+            *strides, *plan.weight_strides, *plan.mask_strides, left_padding,
+            ALIGN=_alignment(x, grad), **plan.depth_constants, **plan.constants, **plan.kernel_constants,
         )  # fmt: skip
         return grad_x, grad_w
     items = plan.tiles * plan.batch
     splits = max(1, min(items, _PARTIAL_PROGRAMS // (plan.heads * plan.chunks)))
     partial = torch.empty((plan.heads, splits, plan.chunks, plan.kernel_size), dtype=torch.float32, device=x.device)
     _lightweight_partial_kernel[(plan.heads * splits, plan.chunks)](
-        grad, x, plan.padding_mask, partial, plan.length, plan.batch, items, splits,
-        *x.stride()[:2], *grad.stride()[:2], *plan.mask_strides, plan.left_padding,
-        HAS_MASK=plan.has_mask, PARTS=plan.parts, KP=plan.padded_taps, ALIGN=plan.alignment(x, grad),
-        **plan.shape, **plan.tile,
+        grad, x, padding_mask, partial, plan.length, plan.batch, items, splits,
+        *strides, *plan.mask_strides, left_padding,
+        KP=plan.kernel_constants["KP"], ALIGN=_alignment(x, grad), **plan.depth_constants, **plan.constants,
     )  # fmt: skip
     _lightweight_total_kernel[(plan.heads,)](
-        partial, weight, plan.seed, grad_w, splits * plan.chunks,
-        K=plan.kernel_size, KP=plan.padded_taps, BN=32, SOFTMAX=softmax, **plan.dropout,
-    )  # fmt: skip
+        partial, weight, seed, grad_w, splits * plan.chunks, K=plan.kernel_size, BN=32, **plan.kernel_constants
+    )
     return grad_x, grad_w

@@ -6,6 +6,7 @@ import pytest
 from tests.helpers.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import _benchmark
 import bench_training
 
 ARCH = "lite_transformer_iwslt_de_en"
@@ -18,7 +19,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def no_commands(monkeypatch):
-    monkeypatch.setattr(bench_training, "git", lambda *words: "abc")
+    monkeypatch.setattr(_benchmark, "git", lambda *words: "abc")
 
 
 def test_training_is_measured_recorded_plotted_and_profiled(tmp_path, capsys):
