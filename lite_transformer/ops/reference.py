@@ -183,8 +183,8 @@ def _convolve(x: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
 def _convolve_back(grad: Tensor, kernels: Tensor, left_padding: int) -> Tensor:
     """The gradient of `_convolve` for its x, (T, N, R)."""
     if _is_one_block(kernels):
-        matrices = _one_block(kernels, left_padding).transpose(1, 2)
-        return _bmm(matrices, grad.transpose(0, 1)).transpose(0, 1).contiguous()
+        grad_x = _bmm(_one_block(kernels, left_padding).transpose(1, 2), grad.transpose(0, 1))  # (N, T, R)
+        return grad_x.transpose(0, 1).contiguous()
     # Position t takes from the outputs t + j + P - K + 1: turned[t, n, j] = kernels[t + j + P - K + 1, n, K - 1 - j].
     num, kernel_size = kernels.shape[1:]
     right_padding, step = kernel_size - 1 - left_padding, num * kernel_size
