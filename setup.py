@@ -33,6 +33,8 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "Babel>=2.14,<3",
         "num2words>=0.5.13,<0.6",
+        "lxml>=5,<7",
+        "rouge-score>=0.1.2,<0.2",
         "tqdm>=4.66,<5",
         "matplotlib>=3.8,<4",
     ],

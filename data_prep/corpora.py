@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep import embedded, multi30k, parallel
+from data_prep import embedded, libreoffice_help, multi30k, parallel
 from lite_transformer.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -71,6 +71,19 @@ CORPORA = {
             merges=10000,
             find_sources=multi30k.find_sources,
             read_splits=multi30k.read_splits,
+        ),
+        Corpus(
+            name="libreoffice_help",
+            description="LibreOffice's help: 32,000 aligned paragraphs of technical text, from Debian's packages",
+            licence="MPL-2.0",
+            citation="The Document Foundation, LibreOffice help, https://help.libreoffice.org",
+            languages=libreoffice_help.LANGUAGES,
+            default_pair=("de", "en"),
+            # typography stays: menus are written with an en dash in German, and options end in an ellipsis
+            text={"normalize": False},
+            merges=10000,
+            find_sources=libreoffice_help.find_sources,
+            read_splits=libreoffice_help.read_splits,
         ),
         Corpus(
             name="parallel",
