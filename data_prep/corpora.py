@@ -28,6 +28,7 @@ class Corpus:
         merges: usual size of the subword model.
         find_sources: the files it is read from; raises DataError saying what to fetch if they are missing.
         read_splits: its raw text by split.
+        text_language: the language of both sides, if "languages" are in truth kinds of text (article, summary).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Corpus:
     merges: int
     find_sources: FindSources
     read_splits: ReadSplits
+    text_language: str = ""
 
 
 CORPORA = {

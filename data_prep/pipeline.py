@@ -179,7 +179,9 @@ def _write_raw(options: Options, sources: dict[str, Path], folder: Path) -> None
 def _pipelines(options: Options, folder: Path) -> dict[str, TextPipeline]:
     codes = CODES_FILES[options.text["subword"]]
     return {
-        language: TextPipeline(language=language, codes=codes, folder=folder, **options.text)
+        language: TextPipeline(
+            language=options.corpus.text_language or language, codes=codes, folder=folder, **options.text
+        )
         for language in options.pair
     }
 
@@ -226,7 +228,7 @@ def _record(options: Options, dest: Path, sizes: dict[str, int]) -> dict[str, An
         "source_language": options.pair[0],
         "target_language": options.pair[1],
         "text": {
-            language: TextPipeline(language=language, codes=codes, **options.text).to_json()
+            language: TextPipeline(language=corpus.text_language or language, codes=codes, **options.text).to_json()
             for language in options.pair
         },
         "subword_units": options.merges,
