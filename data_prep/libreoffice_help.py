@@ -2,32 +2,28 @@
 
 The pages bear the same names in every language and their paragraphs the same ids, so the n-th paragraph of an id of a
 page translates the n-th one of the other language. Help repeats itself: a split by page alone would leave many lines
-of test, or nearly the same ones, in train, so valid and test are cleaned against it, and ``measure_leakage`` says what
-is left.
+of test, or nearly the same ones, in train, so valid and test are cleaned against it (``leakage``).
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
-import hashlib
 import io
 import logging
 import lzma
-import math
 import re
 import subprocess
 import tarfile
-import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from data_prep.archives import check_name
+from data_prep.leakage import Pairs, draw_split, report_leakage, without_leakage
 from data_prep.text import clean_whitespace
 from lite_transformer.errors import DataError
 
@@ -47,22 +43,6 @@ CONTENT_NAMES = ("data.tar", "data.tar.gz", "data.tar.bz2", "data.tar.xz", "data
 MAX_PAGE_BYTES = 8 << 20  # the largest page of version 7.4 has 0.3 MB
 
 Segments = dict[tuple[str, int], str]  # (id, occurrence on the page) -> text
-Pairs = list[tuple[str, str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Leakage:
-    """How much of a split can be had from train without translating.
-
-    Attributes:
-        sources, targets: lines of the split whose normalised text is in train.
-        copy_bleu: sacreBLEU, 0 to 100, of giving every line the target of the nearest training source.
-    """
-
-    lines: int
-    sources: int
-    targets: int
-    copy_bleu: float
 
 
 def find_sources(source: Path | None, pair: tuple[str, str]) -> dict[str, Path]:
@@ -99,13 +79,7 @@ def read_splits(files: Mapping[str, Path], pair: tuple[str, str], seed: int) -> 
             f"{names} have too little text in common. Take packages of one version: "
             f"apt-get download {PACKAGES[pair[0]]} {PACKAGES[pair[1]]}"
         )
-    for split in ("valid", "test"):
-        found = measure_leakage(splits["train"], splits[split])
-        logger.info(
-            "leakage check of %s: %d lines, %d sources and %d targets of them in train; "
-            "copying the target of the nearest training source scores %.1f sacreBLEU",
-            split, found.lines, found.sources, found.targets, found.copy_bleu,
-        )  # fmt: skip
+    report_leakage(splits)
     return {name: ([s for s, _ in pairs], [t for _, t in pairs]) for name, pairs in splits.items()}
 
 
@@ -247,29 +221,19 @@ def split_pages(source: Mapping[str, Segments], target: Mapping[str, Segments]) 
     """Train, valid and test of two languages: aligned, cleaned, each pair once, valid and test not in train."""
     drawn: dict[str, Pairs] = {"train": [], "valid": [], "test": []}
     for page in sorted(source.keys() & target.keys()):
-        drawn[split_of(page)] += [
+        drawn[draw_split(page, SHARES)] += [
             (text, target[page][key])
             for key, text in source[page].items()
             if key in target[page] and is_translation(text, target[page][key])
         ]
     unique = {split: list(dict.fromkeys(pairs)) for split, pairs in drawn.items()}
-    test = without_leakage(unique["test"], unique["train"])
-    valid = without_leakage(unique["valid"], unique["train"] + test)
+    test = without_leakage(unique["test"], unique["train"], MIN_TEST_WORDS)
+    valid = without_leakage(unique["valid"], unique["train"] + test, MIN_TEST_WORDS)
     for name, found in (("valid", valid), ("test", test)):
         logger.info(
             "%s: %d of %d pairs kept, the others are short or also in train", name, len(found), len(unique[name])
         )
     return {"train": unique["train"], "valid": valid, "test": test}
-
-
-def split_of(page: str) -> str:
-    """The split of a page, in every language pair: a hash of its path decides."""
-    position = int.from_bytes(hashlib.sha256(page.encode()).digest()[:8], "big") / 2**64
-    for split, share in SHARES.items():
-        if position < share:
-            return split
-        position -= share
-    return "train"
 
 
 def is_translation(source: str, target: str) -> bool:
@@ -281,60 +245,3 @@ def is_translation(source: str, target: str) -> bool:
         and all(len(text.split()) <= MAX_WORDS for text in (source, target))
         and max(lengths) / min(lengths) <= MAX_CHARACTER_RATIO
     )
-
-
-def normalise(text: str) -> str:
-    """What is compared to find repetitions: the words of a text in lower case, every number as 0, no punctuation."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\d+", "0", unicodedata.normalize("NFKC", text).casefold())))
-
-
-def without_leakage(pairs: Pairs, train: Pairs) -> Pairs:
-    """The pairs of MIN_TEST_WORDS words or more, on both sides, neither side of which is in ``train``; none twice."""
-    seen = [{normalise(pair[side]) for pair in train} for side in (0, 1)]
-    kept: Pairs = []
-    for pair in pairs:
-        texts = [normalise(text) for text in pair]
-        if all(len(text.split()) >= MIN_TEST_WORDS for text in texts) and not any(
-            text in known for text, known in zip(texts, seen, strict=True)
-        ):
-            kept.append(pair)
-            for text, known in zip(texts, seen, strict=True):
-                known.add(text)
-    return kept
-
-
-def measure_leakage(train: Pairs, pairs: Pairs) -> Leakage:
-    """What remains of ``pairs`` in ``train``: exact repetitions, and the score of copying from the nearest line."""
-    from sacrebleu.metrics import BLEU
-
-    known = [{normalise(pair[side]) for pair in train} for side in (0, 1)]
-    repeated = [sum(normalise(pair[side]) in known[side] for pair in pairs) for side in (0, 1)]
-    nearest = nearest_lines([source for source, _ in train], [source for source, _ in pairs])
-    copied = [train[number][1] for number in nearest]
-    score = BLEU(force=True).corpus_score(copied, [[target for _, target in pairs]]).score
-    return Leakage(len(pairs), repeated[0], repeated[1], score)
-
-
-def nearest_lines(lines: Sequence[str], queries: Iterable[str]) -> list[int]:
-    """For every query the number of the most similar line: the cosine of their words, rare ones weighing more."""
-    import numpy as np
-
-    words = [collections.Counter(normalise(line).split()) for line in lines]
-    frequency = collections.Counter(word for counts in words for word in counts)
-    weight = {word: math.log(1 + len(lines) / count) for word, count in frequency.items()}
-    postings: dict[str, tuple[list[int], list[float]]] = {word: ([], []) for word in frequency}
-    for number, counts in enumerate(words):
-        length = math.sqrt(sum((count * weight[word]) ** 2 for word, count in counts.items())) or 1.0
-        for word, count in counts.items():
-            postings[word][0].append(number)
-            postings[word][1].append(count * weight[word] / length)
-    arrays = {word: (np.array(numbers), np.array(values)) for word, (numbers, values) in postings.items()}
-    nearest = []
-    for query in queries:
-        score = np.zeros(len(lines))
-        for word, count in collections.Counter(normalise(query).split()).items():
-            if word in arrays:
-                numbers, values = arrays[word]
-                score[numbers] += count * weight[word] * values  # a line has a word once, so no index repeats
-        nearest.append(int(score.argmax()))
-    return nearest

@@ -13,6 +13,7 @@ import pytest
 
 from data_prep import libreoffice_help as help_
 from data_prep.io import read_lines
+from data_prep.leakage import draw_split, measure_leakage, nearest_lines
 from lite_transformer.cli.main import main
 from lite_transformer.errors import DataError
 
@@ -111,11 +112,13 @@ def test_what_a_pair_must_be(source, target, kept):
 
 def pages_of(split):
     """Names of pages that belong to a split, without end."""
-    return (name for name in (f"page{number}" for number in itertools.count()) if help_.split_of(name) == split)
+    return (
+        name for name in (f"page{number}" for number in itertools.count()) if draw_split(name, help_.SHARES) == split
+    )
 
 
 def test_shares_of_pages():
-    splits = [help_.split_of(f"text/{number}") for number in range(20000)]
+    splits = [draw_split(f"text/{number}", help_.SHARES) for number in range(20000)]
     for split, share in help_.SHARES.items():
         assert splits.count(split) / 20000 == pytest.approx(share, abs=0.005)
 
@@ -156,16 +159,16 @@ def test_alignment_and_leakage():
 def test_leakage_is_measured():
     train = [("eins zwei drei vier", "one two three four"), ("fünf sechs sieben acht", "five six seven eight")]
     copied = [("Fünf sechs sieben neun!", "five six seven eight"), ("eins zwei drei vier", "1 2 3 4")]
-    found = help_.measure_leakage(train, copied)
+    found = measure_leakage(train, copied)
     assert (found.lines, found.sources, found.targets) == (2, 1, 1)
     assert found.copy_bleu == pytest.approx(50, abs=20)
-    assert help_.measure_leakage(train, [("fünf sechs sieben acht", "five six seven eight")]).copy_bleu > 99
-    assert help_.measure_leakage(train, [("ganz etwas anderes hier", "quite another matter here")]).copy_bleu < 20
+    assert measure_leakage(train, [("fünf sechs sieben acht", "five six seven eight")]).copy_bleu > 99
+    assert measure_leakage(train, [("ganz etwas anderes hier", "quite another matter here")]).copy_bleu < 20
 
 
 def test_nearest_line_shares_the_rare_words():
     lines = ["the file is open", "the sheet is open", "the file the file the file", ""]
-    assert help_.nearest_lines(lines, ["close the sheet", "FILE file file the the the", "nothing"]) == [1, 2, 0]
+    assert nearest_lines(lines, ["close the sheet", "FILE file file the the the", "nothing"]) == [1, 2, 0]
 
 
 def write_packages(folder):
