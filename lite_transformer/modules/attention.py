@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class MultiheadAttention(IncrementalModule):
     Raises: ConfigError if H does not divide C.
     Source: Vaswani et al. 2017, section 3.2.
     """
+
+    batch_dims: ClassVar[dict[str, int]] = {"keys_values": 1, "padding": 0, "attend": 0}
 
     # Whether projections of whole sequences may be computed together on a GPU; the result is the same.
     fuse_projections = True
@@ -79,7 +81,9 @@ class MultiheadAttention(IncrementalModule):
         if extra:
             weight = F.pad(weight.view(rows, self.head_dim, -1), (0, 0, 0, extra)).flatten(0, 1)
             bias = F.pad(bias.view(rows, self.head_dim), (0, extra)).flatten()
-        heads = F.linear(x, weight, bias).view(*x.shape[:2], len(projections), self.num_heads, self.head_dim + extra)
+        heads = F.linear(x.flatten(0, 1), weight, bias).view(
+            *x.shape[:2], len(projections), self.num_heads, self.head_dim + extra
+        )
         return list(heads.permute(2, 1, 3, 0, 4).unbind(0))
 
     def forward(
@@ -105,28 +109,30 @@ class MultiheadAttention(IncrementalModule):
             attn_mask: (T, S), -inf (or a large negative number) hides a key; or bool, True = hidden; or `CAUSAL` for a
                 whole sequence, T = S.
         """
-        if incremental_state is None and key is not None and key is value and self.fuse_projections and _fuses(query):
-            if key is query:
-                q, k, v = self._project_together(query, (self.q_proj, self.k_proj, self.v_proj))
-            else:
-                (q,) = self._project_together(query, (self.q_proj,))
-                k, v = self._project_together(key, (self.k_proj, self.v_proj))
+        hidden: Tensor | None = None
+        only_causal = False
+        if incremental_state is None:
+            assert key is not None and value is not None
+            q, k, v = self._project(query, key, value)
+            only_causal = isinstance(attn_mask, str) and attn_mask == CAUSAL and key_padding_mask is None
+            if not only_causal or need_weights or need_head_weights:
+                hidden = _hidden_keys(key_padding_mask, attn_mask, query)
+            attend = None if hidden is None else ~hidden
+        elif static_kv:
+            q = self._split_heads(self._by_rows(self.q_proj, query))
+            k, v, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
         else:
-            q = self._split_heads(self.q_proj(query))
-            k, v, key_padding_mask = self._keys(key, value, key_padding_mask, incremental_state, static_kv)
+            q, k, v, attend = self._step_keys(query, key_padding_mask, attn_mask, incremental_state)
         probabilities = None
         if need_weights or need_head_weights:
-            hidden = _hidden_keys(key_padding_mask, attn_mask, query)
-            out, probabilities = self._attend_with_weights(q, k, v, hidden)
+            out, probabilities = self._attend_with_weights(q, k, v, None if attend is None else ~attend)
             probabilities = probabilities.transpose(0, 1) if need_head_weights else probabilities.mean(dim=1)
         else:
-            only_causal = isinstance(attn_mask, str) and attn_mask == CAUSAL and key_padding_mask is None
-            hidden = None if only_causal else _hidden_keys(key_padding_mask, attn_mask, query)
             out = F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if hidden is None else ~hidden,
+                attn_mask=attend,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=only_causal,
                 scale=1 / math.sqrt(self.head_dim),
@@ -135,32 +141,89 @@ class MultiheadAttention(IncrementalModule):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
-        return self.out_proj(out), probabilities
+        return self._by_rows(self.out_proj, out), probabilities
 
-    def _keys(
+    @staticmethod
+    def _by_rows(projection: nn.Linear, x: Tensor) -> Tensor:
+        """The projection of (N, B, C') row by row: on a slice of channels torch adds the bias in a pass of its own."""
+        return projection(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, N, R) of whole sequences."""
+        if not (key is value and self.fuse_projections and _fuses(query)):
+            return (
+                self._split_heads(self._by_rows(self.q_proj, query)),
+                self._split_heads(self._by_rows(self.k_proj, key)),
+                self._split_heads(self._by_rows(self.v_proj, value)),
+            )
+        if key is query:
+            q, k, v = self._project_together(query, (self.q_proj, self.k_proj, self.v_proj))
+        else:
+            (q,) = self._project_together(query, (self.q_proj,))
+            k, v = self._project_together(key, (self.k_proj, self.v_proj))
+        return q, k, v
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """One matrix for the queries, keys and values of a step."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if self.k_proj.in_features != self.embed_dim:
+            return {}
+        return {
+            "weight": torch.cat([projection.weight for projection in projections]),
+            "bias": torch.cat([projection.bias for projection in projections]),
+        }
+
+    def _step_keys(
+        self,
+        query: Tensor,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | str | None,
+        incremental_state: IncrementalState,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of a step of self-attention: queries, keys and values (B, H, N, R) so far, and which keys are seen.
+
+        Keys and values live in one tensor (2, B, H, S, R): one concatenation a step, one reordering.
+        """
+        constants = self.constants(incremental_state)
+        together = F.linear(query.flatten(0, 1), constants["weight"], constants["bias"])
+        length, batch, _ = query.shape
+        heads = together.view(length, batch, 3, self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4)
+        q, keys_values = heads[0], heads[1:]
+        buffer = self.read_buffer(incremental_state)
+        old, padding = buffer.get("keys_values"), buffer.get("padding")
+        if old is not None:
+            padding = _join_masks(padding, old[0], key_padding_mask, keys_values[0])
+            keys_values = torch.cat([old, keys_values], dim=3)
+        else:
+            padding = key_padding_mask
+        self.write_buffer(incremental_state, {"keys_values": keys_values, "padding": padding})
+        hidden = _hidden_keys(padding, attn_mask, query)
+        return q, keys_values[0], keys_values[1], None if hidden is None else ~hidden
+
+    def _source_keys(
         self,
         key: Tensor | None,
         value: Tensor | None,
         key_padding_mask: Tensor | None,
-        incremental_state: IncrementalState | None,
-        static_kv: bool,
+        incremental_state: IncrementalState,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (B, H, S, R) and their padding mask, those of earlier steps included."""
-        buffer = {} if incremental_state is None else self.read_buffer(incremental_state)
-        k, v = buffer.get("key"), buffer.get("value")
-        if static_kv and k is not None:
-            assert v is not None
-            return k, v, buffer["key_padding_mask"]
-        assert key is not None and value is not None
-        new_k, new_v = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
-        if k is None or v is None:
-            k, v = new_k, new_v
-        else:
-            key_padding_mask = _join_masks(buffer["key_padding_mask"], k, key_padding_mask, new_k)
-            k, v = torch.cat([k, new_k], dim=2), torch.cat([v, new_v], dim=2)
-        if incremental_state is not None:
-            self.write_buffer(incremental_state, {"key": k, "value": v, "key_padding_mask": key_padding_mask})
-        return k, v, key_padding_mask
+        """Keys and values (B, H, S, R) of the encoder's output, projected at the first step, and which are real."""
+        source = self.read_source(incremental_state)
+        keys_values = source.get("keys_values")
+        if keys_values is None:
+            assert key is not None and value is not None
+            keys_values = torch.stack([
+                self._split_heads(self._by_rows(self.k_proj, key)), self._split_heads(self._by_rows(self.v_proj, value))
+            ])  # fmt: skip
+            attend = None
+            if key_padding_mask is not None:
+                padding = key_padding_mask.bool()[:, None, None, :]
+                attend = ~padding
+                # a sentence of padding alone: zero, whatever a kernel makes of it
+                keys_values = keys_values.masked_fill(padding.all(dim=-1, keepdim=True), 0.0)
+            source = {"keys_values": keys_values, "attend": attend}
+            self.write_source(incremental_state, source)
+        return keys_values[0], keys_values[1], source["attend"]
 
     def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """The definition, spelled out: output (B, H, T, R) and probabilities (B, H, T, S) in fp32."""

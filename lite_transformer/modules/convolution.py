@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class ShortRangeConv(IncrementalModule):
     Source: Lite Transformer, section 4; Wu et al. 2019.
     """
 
-    batch_dim = 1
+    batch_dims: ClassVar[dict[str, int]] = {"window": 1}
     convolution: Callable[..., Tensor]
 
     def __init__(
@@ -98,7 +99,8 @@ class ShortRangeConv(IncrementalModule):
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
             padding_mask = None
         if self.linear1 is not None:
-            x = self.linear1(x)
+            # by rows: of a slice of channels torch would add the bias in a pass of its own
+            x = self.linear1(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             if self.gate:
                 x = F.glu(x, dim=-1)
         if incremental_state is None:
@@ -115,15 +117,18 @@ class ShortRangeConv(IncrementalModule):
             x = self._step(x, padding_mask, incremental_state)
         return x if self.linear2 is None else self.linear2(x)
 
+    def _normalised(self, kernels: Tensor) -> Tensor:
+        return F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(kernels) if self.weight_softmax else kernels
+
     def _step(self, x: Tensor, padding_mask: Tensor | None, incremental_state: IncrementalState) -> Tensor:
         """The convolution at the newest position: (1, B, C) -> (1, B, C)."""
         if not self.causal:
             raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
-        kernels = self.kernels(x)
-        if self.weight_softmax:
-            kernels = F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(x)
+        kernels = self.constants(incremental_state).get("kernels")
+        if kernels is None:
+            kernels = self._normalised(self.kernels(x))
         previous = self.read_buffer(incremental_state).get("window")
         window = x if previous is None else torch.cat([previous, x])
         # The K - 1 newest inputs are all that the next step can see.
@@ -147,6 +152,10 @@ class LightweightConv(ShortRangeConv):
 
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """The normalised kernels, which are those of every step."""
+        return {"kernels": self._normalised(self.weight)}
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.lightweight_conv_step(window, kernels)

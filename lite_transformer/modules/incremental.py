@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from torch import Tensor, nn
 
@@ -9,28 +11,63 @@ IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
 class IncrementalModule(FairseqIncrementalState, nn.Module):
-    """A module whose buffers follow the beams: fairseq's search reorders them by batch index.
+    """A module that keeps three kinds of tensors between decoding steps.
 
-    Every tensor of a buffer has the batch in dimension ``batch_dim``.
+    *buffer*: what grows or moves at each step; its rows follow the beams. *source*: what depends on the sentences
+    being translated only; the beams of a sentence share it. *constants*: what depends on the weights only; they last
+    for one search, so that weights may change between searches.
+
+    Every tensor of buffer and source has the batch in the dimension that ``batch_dims`` gives for its name.
     """
 
-    batch_dim = 0
+    batch_dims: ClassVar[dict[str, int]] = {}
+
+    def _read(self, incremental_state: IncrementalState | None, kind: str) -> dict[str, Tensor | None]:
+        return FairseqIncrementalState.get_incremental_state(self, incremental_state, kind) or {}
+
+    def _write(self, incremental_state: IncrementalState, kind: str, tensors: dict[str, Tensor | None]) -> None:
+        FairseqIncrementalState.set_incremental_state(self, incremental_state, kind, tensors)
 
     def read_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
         """The module's tensors of the previous step; empty at the first one."""
-        return FairseqIncrementalState.get_incremental_state(self, incremental_state, "buffer") or {}
+        return self._read(incremental_state, "buffer")
 
     def write_buffer(self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]) -> None:
-        FairseqIncrementalState.set_incremental_state(self, incremental_state, "buffer", buffer)
+        self._write(incremental_state, "buffer", buffer)
+
+    def read_source(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
+        """What was kept of the source sentences; empty at the first step."""
+        return self._read(incremental_state, "source")
+
+    def write_source(self, incremental_state: IncrementalState, source: dict[str, Tensor | None]) -> None:
+        self._write(incremental_state, "source", source)
+
+    def constants(self, incremental_state: IncrementalState) -> dict[str, Tensor]:
+        """What `make_constants` returned at the first step of this search."""
+        kept = self._read(incremental_state, "constants")
+        if not kept:
+            kept = dict(self.make_constants())
+            self._write(incremental_state, "constants", kept)
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """Tensors computed from the weights alone, for all steps of a search."""
+        return {}
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """Keeps row ``new_order[i]`` of every buffer as the new row i (called by fairseq's beam search)."""
+        """Keeps row ``new_order[i]`` as the new row i (called by fairseq's beam search)."""
         buffer = self.read_buffer(incremental_state)
         if buffer:
-            self.write_buffer(
-                incremental_state,
-                {
-                    name: None if value is None else value.index_select(self.batch_dim, new_order)
-                    for name, value in buffer.items()
-                },
-            )
+            self.write_buffer(incremental_state, self._reordered(buffer, new_order))
+        source = self.read_source(incremental_state)
+        # As fairseq's attention: beams change places within their sentence only, unless sentences are finished.
+        if source and any(value.size(self.batch_dims[name]) != len(new_order) for name, value in _given(source)):
+            self.write_source(incremental_state, self._reordered(source, new_order))
+
+    def _reordered(self, tensors: dict[str, Tensor | None], new_order: Tensor) -> dict[str, Tensor | None]:
+        moved = {name: value.index_select(self.batch_dims[name], new_order) for name, value in _given(tensors)}
+        return {**tensors, **moved}
+
+
+def _given(tensors: dict[str, Tensor | None]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in tensors.items() if value is not None]

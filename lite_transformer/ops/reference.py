@@ -275,6 +275,11 @@ def dynamic_conv_step(window: Tensor, weight: Tensor) -> Tensor:
     _check(window, num_heads, kernel_size, 0)
     if seen > kernel_size:
         raise UnsupportedShapeError(f"a window of {seen} inputs is longer than the kernel size {kernel_size}")
-    taps = _exact(weight, like=window)[..., kernel_size - seen :].reshape(batch * num_heads, 1, seen)
-    heads = _exact(window).reshape(seen, batch * num_heads, channels // num_heads).transpose(0, 1)
-    return torch.bmm(taps, heads).view(1, batch, channels).to(window.dtype)
+    dtype = window.dtype
+    if window.is_cuda:  # its products of halves are summed in fp32 as they are
+        weight = weight.to(dtype)
+    else:
+        weight, window = _exact(weight, like=window), _exact(window)
+    taps = weight[..., kernel_size - seen :].reshape(batch * num_heads, 1, seen)
+    heads = window.reshape(seen, batch * num_heads, channels // num_heads).transpose(0, 1)
+    return torch.bmm(taps, heads).view(1, batch, channels).to(dtype)

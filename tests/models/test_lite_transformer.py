@@ -80,16 +80,17 @@ def test_the_decoder_does_not_see_the_future(mix):
 @mixes
 def test_incremental_decoding_equals_the_full_pass_also_after_reordering(mix):
     model = tiny_model(**MIXES[mix])
-    source, lengths = batch([6, 4, 5], PAD, EOS, left_pad=True), torch.tensor([6, 4, 5])
-    target = batch([10, 10, 10], PAD, EOS, left_pad=False, seed=1)
-    encoder_out = model.encoder(source, lengths)
+    sentences = batch([6, 4, 5], PAD, EOS, left_pad=True)
+    source, lengths = sentences.repeat_interleave(2, dim=0), torch.tensor([6, 4, 5]).repeat_interleave(2)
+    target = batch([10] * 6, PAD, EOS, left_pad=False, seed=1)
+    encoder_out = model.encoder(source, lengths)  # two beams a sentence
     state: dict = {}
-    order = torch.arange(3)
+    # as beam search does: a beam is dropped and the other one doubled; the second sentence is finished
+    moves = {3: torch.tensor([1, 1, 2, 3, 5, 4]), 5: torch.tensor([0, 1, 5, 4]), 7: torch.tensor([0, 0, 3, 2])}
     for t in range(10):
-        if t in (3, 7):  # as beam search does: a beam is dropped and another one doubled
-            move = torch.tensor([1, 1, 0]) if t == 3 else torch.tensor([2, 0, 0])
-            order = order[move]
-            target = torch.cat([target[move, :t], target[:, t:]], dim=1)
+        if t in moves:
+            move = moves[t]
+            target = torch.cat([target[move, :t], target[: len(move), t:]], dim=1)
             model.decoder.reorder_incremental_state_scripting(state, move)
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, move)
         step = model.decoder(target[:, : t + 1], encoder_out=encoder_out, incremental_state=state)[0]

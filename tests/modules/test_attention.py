@@ -136,11 +136,43 @@ def test_attention_to_the_encoder_is_projected_once_and_follows_the_beams():
     query = torch.randn(2, 3, 8)
     state: dict = {}
     attention(query[:1], source, source, padding, state, static_kv=True)
-    order = torch.tensor([1, 1, 0])
-    attention.reorder_incremental_state(state, order)
-    second, _ = attention(query[1:, order], None, None, None, state, static_kv=True)
-    expected, _ = attention(query[1:, order], source[:, order], source[:, order], padding[order])
-    assert_same(second, expected, 1e-5)
+    # a sentence is finished, then another one is: the rows are fewer, and no longer those of before
+    for order in (torch.tensor([2, 1]), torch.tensor([1])):
+        attention.reorder_incremental_state(state, order)
+        source, padding, query = source[:, order], padding[order], query[:, order]
+        second, _ = attention(query[1:], None, None, None, state, static_kv=True)
+        expected, _ = attention(query[1:], source, source, padding)
+        assert_same(second, expected, 1e-5)
+
+
+def test_the_beams_of_a_sentence_share_what_is_kept_of_it(attention):
+    """Beams change places within their sentence; moving the encoder's keys about for that would be in vain."""
+    source, query = torch.randn(5, 2, 8).repeat_interleave(2, dim=1), torch.randn(1, 4, 8)
+    state: dict = {}
+    attention(query, source, source, None, state, static_kv=True)
+    kept = attention.read_source(state)["keys_values"]
+    attention.reorder_incremental_state(state, torch.tensor([1, 1, 2, 2]))
+    assert attention.read_source(state)["keys_values"] is kept
+    out, _ = attention(query, None, None, None, state, static_kv=True)
+    assert_same(out, attention(query, source, source)[0], 1e-5)
+
+
+def test_a_source_of_padding_alone_is_the_output_bias_at_each_step(attention):
+    source, padding = torch.randn(4, 2, 8), torch.tensor([[True] * 4, [False] * 4])
+    state: dict = {}
+    for _ in range(2):
+        out, _ = attention(torch.randn(1, 2, 8), source, source, padding, state, static_kv=True)
+        assert_same(out[:, 0], attention.out_proj.bias.expand(1, 8), 1e-6)
+
+
+def test_a_search_sees_the_weights_it_began_with_and_the_next_one_new_weights(attention):
+    x = torch.randn(1, 3, 8)
+    first, _ = attention(x, x, x, incremental_state={})
+    with torch.no_grad():
+        attention.v_proj.weight.mul_(2)
+    second, _ = attention(x, x, x, incremental_state={})
+    assert_same(second, attention(x, x, x)[0], 1e-5)
+    assert (first - second).abs().max() > 1e-3
 
 
 def test_initial_weights_have_the_published_scale():
