@@ -5,7 +5,7 @@
   lite-transformer evaluate --checkpoint runs/NAME --data DIR/bin --record results/runs/NAME.json
 
 tokenized_bleu is computed on the words of the binarized test set, the protocol of the paper. Where `prepare` made the
-folder, sacrebleu and chrf are computed as well, on detokenized text against the raw reference.
+folder, sacrebleu and chrf are computed as well, on detokenized text against the raw reference; for summaries --rouge.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--subwords", choices=sorted(_JOIN), help="how the data was split (default: as prepare.json says, or bpe)"
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="raw reference (default: the one prepare kept)")
+    parser.add_argument("--rouge", action="store_true", help="ROUGE-1/2/L/Lsum too, without and with stemming")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--fp16", action="store_true", help="search in half precision")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -161,11 +162,13 @@ def _score(
     references = [join(item.reference) for item in hypotheses]
     scores = [bleu.tokenized_bleu(words, references, compound_split=args.compound_split)]
     if pipeline is None:
+        _refuse_rouge(args, f"{args.data} has no {RECORD_FILE}")
         logger.info("%s has no %s: tokenized_bleu only, detokenized text is unknown", args.data, RECORD_FILE)
         return scores, words
     texts = [" ".join(pipeline.detokenize(line).split()) for line in words]
     reference = _raw_reference(args, language)
     if reference is None:
+        _refuse_rouge(args, f"there is no {args.split}.{language} beside {args.data}")
         logger.warning("no raw reference %s.%s beside %s: tokenized_bleu only", args.split, language, args.data)
         return scores, texts
     raw = read_lines(reference)
@@ -173,7 +176,16 @@ def _score(
         raise ScoringError(f"{len(texts)} hypotheses for {len(raw)} lines of {reference}: not the same test set")
     scores.append(bleu.sacrebleu(texts, raw, lowercase=pipeline.lowercase))
     scores.append(bleu.chrf(texts, raw, lowercase=pipeline.lowercase))
+    if args.rouge:
+        from lite_transformer.scoring import rouge
+
+        scores += rouge.rouge(texts, raw) + rouge.rouge(texts, raw, stem=True)
     return scores, texts
+
+
+def _refuse_rouge(args: argparse.Namespace, reason: str) -> None:
+    if args.rouge:
+        raise DataError(f"--rouge needs raw text, and {reason}. Make the data with: lite-transformer prepare CORPUS")
 
 
 def _raw_reference(args: argparse.Namespace, language: str) -> Path | None:

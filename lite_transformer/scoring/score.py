@@ -11,7 +11,7 @@ class Score:
     """One number of one metric on one test set.
 
     Attributes:
-        metric: 'tokenized_bleu', 'sacrebleu' or 'chrf'; never a bare BLEU.
+        metric: 'tokenized_bleu', 'sacrebleu', 'chrf', 'rouge1', 'rouge1_stem', ...; never a bare BLEU.
         value: in the metric's own unit, here always 0 to 100.
         signature: the protocol; scores with different signatures must not be compared.
     """

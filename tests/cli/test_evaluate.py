@@ -15,7 +15,7 @@ from lite_transformer.cli.main import main
 from lite_transformer.errors import CheckpointError
 from lite_transformer.models.averaging import average_weights, last_epochs, write_average
 from lite_transformer.models.safe_load import load_checkpoint
-from lite_transformer.scoring import bleu
+from lite_transformer.scoring import bleu, rouge
 
 SENTENCES = {"train": 400, "valid": 19, "test": 21}  # neither test size is a multiple of fairseq's default of 8
 MODEL = [
@@ -92,6 +92,27 @@ def test_scores_every_sentence_with_protocols(trained, capsys, tmp_path):
     code, out, _ = evaluate(capsys, "--checkpoint", run / "checkpoint_best.pt", "--data", data, "--beam", 2)
     assert code == 0
     assert f"tokenized_bleu {result['scores'][0]['value']:.2f}  [nrefs:1|" in out
+
+
+def test_rouge_on_request(trained, capsys, tmp_path):
+    data, run = trained
+    output = tmp_path / "summaries"
+    result = evaluate_json(
+        capsys, "--checkpoint", run, "--data", data, "--beam", 1, "--output", output, "--rouge"
+    )  # fmt: skip
+    expected = [
+        score
+        for stem in (False, True)
+        for score in rouge.rouge(read_lines(output), read_lines(data.parent / "raw" / "test.en"), stem)
+    ]
+    assert result["scores"][3:] == [score.to_json() for score in expected]
+    assert [score.metric for score in expected[::4]] == ["rouge1", "rouge1_stem"]
+    alone = shutil.copytree(data, tmp_path / "alone")
+    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--rouge")
+    assert code == 2 and f"--rouge needs raw text, and there is no test.en beside {alone}" in err
+    (alone / "prepare.json").unlink()
+    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--rouge")
+    assert code == 2 and f"--rouge needs raw text, and {alone} has no prepare.json" in err
 
 
 def test_tokenized_bleu_and_hypotheses_equal_fairseq_generate(trained, capsys, tmp_path, monkeypatch):
