@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.io import atomic_open
+from data_prep.workers import chunked
 from lite_transformer.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+# subword-nmt keeps about a kilobyte for a word it learns from; no text of less than some 10 million lines has as many
+LEARNT_WORDS = 1_000_000
+COUNTED_WORDS = 4_000_000  # about 200 bytes each
 
 
 def learn(subword: str, lines: Iterable[str], size: int, path: Path) -> None:
@@ -31,14 +37,38 @@ def learn(subword: str, lines: Iterable[str], size: int, path: Path) -> None:
         _learn_sentencepiece(lines, size, path)
 
 
+def count_words(lines: Iterable[str], limit: int = COUNTED_WORDS) -> Counter[str]:
+    """How often each blank-separated word occurs, words in the order of their first occurrence.
+
+    Beyond ``limit`` different words the rarest seen so far are forgotten, so memory does not grow with the text.
+    """
+    counts: Counter[str] = Counter()
+    for chunk in chunked(lines):
+        for line in chunk:
+            counts.update(line.split(" "))
+        rarest = 1
+        while len(counts) > limit:
+            logger.warning("more than %d different words: those seen %d times or less are forgotten", limit, rarest)
+            counts = Counter({word: count for word, count in counts.items() if count > rarest})
+            rarest += 1
+    counts.pop("", None)
+    return counts
+
+
 def _learn_bpe(lines: Iterable[str], merges: int, path: Path) -> None:
     from subword_nmt.learn_bpe import learn_bpe
 
-    text = [f"{line}\n" for line in lines]
-    if not any(len(word) > 1 for line in text for word in line.split()):
+    counts = count_words(line.strip("\r\n ") for line in lines)
+    if not any(len(word) > 1 for word in counts):
         raise DataError("the training text holds no word of two letters: there is nothing to merge.")
+    frequent = list(counts.items())
+    if len(frequent) > LEARNT_WORDS:
+        logger.info("learning from the %d most frequent of %d different words", LEARNT_WORDS, len(frequent))
+        frequent = counts.most_common(LEARNT_WORDS)
+    del counts
+    vocabulary = (f"{word} {count}" for word, count in frequent)
     with atomic_open(path) as codes, contextlib.redirect_stderr(_TqdmLines()):
-        learn_bpe(text, codes, merges, min_frequency=2)
+        learn_bpe(vocabulary, codes, merges, min_frequency=2, is_dict=True)
 
 
 class _TqdmLines(io.StringIO):

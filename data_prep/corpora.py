@@ -3,32 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import embedded, libreoffice_help, multi30k, parallel
+from data_prep import (
+    debian_synopses,
+    embedded,
+    iwslt14_de_en,
+    libreoffice_help,
+    multi30k,
+    parallel,
+    wmt14_en_fr,
+    wmt16_en_de,
+)
+from data_prep.moses import Limits
+from data_prep.sources import Source
 from lite_transformer.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 
+Files = Mapping[str, Path]
+Pair = tuple[str, str]
+# languages of the pair -> the published files it is made from
+ListSources = Callable[[Pair], Sequence[Source]]
 # (source folder or None, languages of the pair) -> {"train.de": path of the file to read, ...}
-FindSources = Callable[[Path | None, tuple[str, str]], dict[str, Path]]
+FindSources = Callable[[Path | None, Pair], dict[str, Path]]
 # (files found, languages, seed) -> {"train": (source lines, target lines), ...}
-ReadSplits = Callable[[Mapping[str, Path], tuple[str, str], int], dict[str, tuple[list[str], list[str]]]]
+ReadSplits = Callable[[Files, Pair, int], dict[str, tuple[list[str], list[str]]]]
+# (files found, languages, seed) -> (split, source line, target line), one pair after the other, splits in any order
+ReadPairs = Callable[[Files, Pair, int], Iterator[tuple[str, str, str]]]
+# (files found, languages, folder to write SPLIT.LANG and the codes to)
+WriteSubwords = Callable[[Files, Pair, Path], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """What a corpus is, and how its raw text is had.
+    """What a corpus is, how its raw text is had, and how it is cleaned.
+
+    A corpus has either ``sources``, published files that are downloaded or taken from --source, or ``find_sources``,
+    for the user's own files; and either ``read_pairs``, for text of any size, or ``read_splits``.
 
     Attributes:
         languages: the languages it has; empty for "whatever the user's files are".
         text: settings of ``TextPipeline`` that differ from its defaults.
         merges: usual size of the subword model.
+        sources: the published files, by name.
         find_sources: the files it is read from; raises DataError saying what to fetch if they are missing.
-        read_splits: its raw text by split.
+        read_pairs: its raw text, pair by pair.
+        read_splits: its raw text by split, in memory.
+        verbatim: raw lines stay as they are, empty ones too: a published protocol counts them.
+        word_limits: pairs of tokenized lines that train keeps; None: all that are not empty.
+        valid_every: every n-th pair of train, after ``word_limits``, goes to valid instead.
+        subword_limits: pairs of lines in subwords that train and valid keep, after everything else.
+        split_text: settings of ``text`` that differ in one split.
+        joined_dictionary: one dictionary for both languages.
+        dictionary_size: the most types of a dictionary; None: all of train.
+        write_subwords: for a corpus published in subwords: writes them and their codes; nothing is learnt.
+        published_lines: lines by split that others report; a difference is logged.
         text_language: the language of both sides, if "languages" are in truth kinds of text (article, summary).
+        source_limit: subwords of the source that are kept, its first ones.
     """
 
     name: str
@@ -36,12 +70,24 @@ class Corpus:
     licence: str
     citation: str
     languages: tuple[str, ...]
-    default_pair: tuple[str, str]
+    default_pair: Pair
     text: Mapping[str, Any]
     merges: int
-    find_sources: FindSources
-    read_splits: ReadSplits
+    sources: ListSources | None = None
+    find_sources: FindSources | None = None
+    read_pairs: ReadPairs | None = None
+    read_splits: ReadSplits | None = None
+    verbatim: bool = False
+    word_limits: Limits | None = None
+    valid_every: int | None = None
+    subword_limits: Limits | None = None
+    split_text: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    joined_dictionary: bool = True
+    dictionary_size: int | None = None
+    write_subwords: WriteSubwords | None = None
+    published_lines: Mapping[str, int] = dataclasses.field(default_factory=dict)
     text_language: str = ""
+    source_limit: int | None = None
 
 
 CORPORA = {
@@ -86,6 +132,75 @@ CORPORA = {
             merges=10000,
             find_sources=libreoffice_help.find_sources,
             read_splits=libreoffice_help.read_splits,
+        ),
+        Corpus(
+            name="debian_synopses",
+            description="summaries of one line: descriptions of 19,000 software packages, from Debian's indexes",
+            licence="each description under the free licence of its package, see its debian/copyright",
+            citation="Debian Project, https://www.debian.org/distrib/packages",
+            languages=debian_synopses.LANGUAGES,
+            default_pair=debian_synopses.LANGUAGES,
+            text={},
+            merges=10000,
+            find_sources=debian_synopses.find_sources,
+            read_splits=debian_synopses.read_splits,
+            text_language="en",
+        ),
+        Corpus(
+            name="iwslt14_de_en",
+            description="transcripts of TED talks with their translations; 160,239 pairs, lower-cased",
+            licence=iwslt14_de_en.LICENCE,
+            citation=iwslt14_de_en.CITATION,
+            languages=("de", "en"),
+            default_pair=("de", "en"),
+            text={
+                "normalize": False,
+                "tokenizer": "moses-scripts",
+                "aggressive_dash": False,
+                "escape": True,
+                "lowercase": True,
+            },
+            merges=10000,
+            sources=iwslt14_de_en.list_sources,
+            read_pairs=iwslt14_de_en.read_pairs,
+            verbatim=True,
+            word_limits=Limits(maximum=175, ratio=1.5),
+            valid_every=23,
+            joined_dictionary=False,
+            published_lines={"train": 160239, "valid": 7283, "test": 6750},
+        ),
+        Corpus(
+            name="wmt14_en_fr",
+            description="parliament, news, web and UN text; about 35.5 million pairs",
+            licence=wmt14_en_fr.LICENCE,
+            citation=wmt14_en_fr.CITATION,
+            languages=("en", "fr"),
+            default_pair=("en", "fr"),
+            text={"normalize": True, "tokenizer": "moses-scripts", "aggressive_dash": True, "escape": True},
+            split_text={"test": {"normalize": False}},
+            merges=40000,
+            sources=wmt14_en_fr.list_sources,
+            read_pairs=wmt14_en_fr.read_pairs,
+            verbatim=True,
+            valid_every=1333,
+            subword_limits=Limits(maximum=250, ratio=1.5),
+            published_lines={"test": 3003},
+        ),
+        Corpus(
+            name="wmt16_en_de",
+            description="WMT'16 news translation, published in 32,000 subwords; 4.5 million pairs",
+            licence=wmt16_en_de.LICENCE,
+            citation=wmt16_en_de.CITATION,
+            languages=("en", "de"),
+            default_pair=("en", "de"),
+            text={"normalize": False, "tokenizer": "moses-scripts", "aggressive_dash": False, "escape": True},
+            merges=32000,
+            sources=wmt16_en_de.list_sources,
+            read_pairs=wmt16_en_de.read_pairs,
+            verbatim=True,
+            write_subwords=wmt16_en_de.write_subwords,
+            dictionary_size=32768,
+            published_lines={"train": 4500966, "valid": 3000, "test": 3003},
         ),
         Corpus(
             name="parallel",

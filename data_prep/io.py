@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +64,25 @@ def read_parallel(source: Path, target: Path) -> tuple[list[str], list[str]]:
     if not source_lines:
         raise DataError(f"{source} and {target} are empty: there is nothing to learn from.")
     return source_lines, target_lines
+
+
+def iterate_parallel(*sides: Iterable[str], names: Sequence[str | Path]) -> Iterator[tuple[str, str]]:
+    """(line n of one, line n of the other) of two ``sides``, without keeping any.
+
+    Raises: DataError after the last pair if one has more lines; the text holds both ``names`` and counts.
+    """
+    source, target = sides
+    counts = [0, 0]
+    for source_line, target_line in zip_longest(source, target):
+        counts[0] += source_line is not None
+        counts[1] += target_line is not None
+        if counts[0] == counts[1]:
+            yield source_line, target_line
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"parallel files of unequal length: {names[0]} has {counts[0]} lines, {names[1]} has {counts[1]}. "
+            "Line n of one must be the translation of line n of the other."
+        )
 
 
 @contextlib.contextmanager

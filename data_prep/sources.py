@@ -47,6 +47,7 @@ class Source:
         size_bytes: None if unknown.
         sha256: 64 hexadecimal digits; None if unknown: recorded on first use and verified after.
         hint: one sentence for fetching it by hand, if the addresses do not say it.
+        aliases: other names that people's copies have.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     size_bytes: int | None = None
     sha256: str | None = None
     hint: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def obtain(sources: Iterable[Source], dest: Path, source_dir: Path | None = None) -> dict[str, Path]:
@@ -83,8 +85,12 @@ def obtain(sources: Iterable[Source], dest: Path, source_dir: Path | None = None
 def _take(sources: tuple[Source, ...], dest: Path, folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"--source {folder}: no such folder. {_advice(sources)}")
-    found = {source.name: folder / source.name for source in sources}
-    missing = [source for source in sources if not found[source.name].is_file()]
+    found: dict[str, Path] = {}
+    for source in sources:
+        for name in (source.name, *source.aliases):
+            if (folder / name).is_file():
+                found.setdefault(source.name, folder / name)
+    missing = [source for source in sources if source.name not in found]
     if missing:
         names = ", ".join(source.name for source in missing)
         raise DataError(f"--source {folder}: missing {names}. {_advice(missing)}")

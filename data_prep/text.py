@@ -12,8 +12,9 @@ from typing import Any
 
 from lite_transformer.errors import DataError
 
-TOKENIZERS = ("moses", "none")
+TOKENIZERS = ("moses", "moses-scripts", "none")
 SUBWORDS = ("bpe", "sentencepiece")
+_CACHED_WORDS = 200_000  # split words that a process remembers, about 100 MB
 CODES_FILES = {"bpe": "codes", "sentencepiece": "spm.model"}  # the file, inside the folder of the subword model
 
 
@@ -28,8 +29,10 @@ class TextPipeline:
 
     Attributes:
         language: two-letter code; Moses' rules for abbreviations and punctuation depend on it.
-        normalize: Moses punctuation normalisation (quotation marks, dashes) before tokenization.
-        tokenizer: "moses", or "none" to leave words as white space gives them.
+        normalize: Moses punctuation normalisation (quotation marks, dashes) before tokenization; with "moses-scripts"
+            non-printing characters become blanks as well.
+        tokenizer: "moses" (sacremoses, on text in NFC), "moses-scripts" (to the letter what Moses' Perl scripts give,
+            as published corpora have it), or "none" to leave words as white space gives them.
         aggressive_dash: Moses splits hyphenated words (a @-@ b).
         escape: Moses writes &, <, > and quotation marks as XML entities.
         lowercase: lower-case after tokenization; ``decode`` cannot undo it.
@@ -71,6 +74,8 @@ class TextPipeline:
 
     def tokenize(self, line: str) -> str:
         """Raw text -> words separated by blanks; what tokenized BLEU is computed on."""
+        if self.tokenizer == "moses-scripts":
+            return self._tokenize_by_scripts(line)
         line = clean_whitespace(line)
         if self.normalize:
             line = clean_whitespace(_moses_normalizer(self.language).normalize(line))
@@ -80,9 +85,17 @@ class TextPipeline:
             )
         return line.lower() if self.lowercase else line
 
+    def _tokenize_by_scripts(self, line: str) -> str:
+        from data_prep import moses
+
+        if self.normalize:
+            line = moses.remove_non_printing(moses.normalize_punctuation(line, self.language))
+        line = moses.tokenize(line, self.language, self.aggressive_dash, self.escape)
+        return moses.lowercase(line) if self.lowercase else line
+
     def detokenize(self, line: str) -> str:
         """Words separated by blanks -> raw text."""
-        if self.tokenizer == "moses" and line:
+        if self.tokenizer != "none" and line:
             line = _moses_detokenizer(self.language).detokenize(line.split(), unescape=self.escape)
             line = line.replace(" @-@ ", "-")
         return line
@@ -129,7 +142,18 @@ def _moses_normalizer(language: str) -> Any:
 def _moses_tokenizer(language: str) -> Any:
     from sacremoses import MosesTokenizer
 
-    return MosesTokenizer(lang=language)
+    class Tokenizer(MosesTokenizer):
+        """Its questions about periods answered by sets made once, not once a word."""
+
+        lower, alpha = frozenset(MosesTokenizer.IsLower), frozenset(MosesTokenizer.IsAlpha)
+
+        def islower(self, text: str) -> bool:
+            return self.lower.issuperset(text)
+
+        def isanyalpha(self, text: str) -> bool:
+            return not self.alpha.isdisjoint(text)
+
+    return Tokenizer(lang=language)
 
 
 @functools.cache
@@ -164,6 +188,8 @@ def _bpe_splitter(path: Path) -> Callable[[str], str]:
     segmenter = BPE(io.StringIO(codes))
 
     def split(line: str) -> str:
+        if len(segmenter.cache) > _CACHED_WORDS:  # frequent words come back at once
+            segmenter.cache.clear()
         return str(segmenter.process_line(line))
 
     return split

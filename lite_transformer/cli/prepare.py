@@ -2,9 +2,12 @@
 
   lite-transformer prepare embedded --dest data/embedded
   lite-transformer prepare multi30k --source DIR --dest data/multi30k --pair en-de
+  lite-transformer prepare iwslt14_de_en --dest data/iwslt14_de_en
   lite-transformer prepare parallel --source DIR --dest data/mine --pair fr-en
 
-An interrupted run goes on where it stopped when the same command is typed again; finished steps are kept.
+Published files are downloaded to DEST/downloads and verified; with --source DIR they are taken from there, and the
+network is not touched. An interrupted run goes on where it stopped when the same command is typed again; finished
+steps are kept.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import logging
 import sys
 from pathlib import Path
 
-from data_prep.corpora import CORPORA, find_corpus, parse_pair
+from data_prep.corpora import CORPORA, Corpus, find_corpus, parse_pair
 from data_prep.pipeline import Options, prepare
 from data_prep.text import SUBWORDS, TOKENIZERS, TextPipeline
+from data_prep.workers import default_workers
 from lite_transformer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -26,14 +30,15 @@ TEXT_OPTIONS = ("normalize", "tokenizer", "aggressive_dash", "escape", "lowercas
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = "\n".join(f"  {corpus.name:<9} {corpus.description}" for corpus in CORPORA.values())
+    width = max(map(len, CORPORA))
+    known = "\n".join(f"  {corpus.name:<{width}} {corpus.description}" for corpus in CORPORA.values())
     parser.description = f"{__doc__}\ncorpora:\n{known}"
     parser.add_argument("corpus", metavar="CORPUS", help=f"one of: {', '.join(CORPORA)}")
     parser.add_argument(
         "--dest", type=Path, required=True, metavar="DIR", help="folder to make; DIR/bin is for training"
     )
-    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the corpus's raw files")
-    parser.add_argument("--pair", metavar="SRC-TGT", help="languages, for example de-en")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the corpus's original files; no download")
+    parser.add_argument("--pair", metavar="SRC-TGT", help="languages, for example de-en (default: the corpus's usual)")
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--lowercase", action=flag, help="lower-case the text")
     parser.add_argument("--normalize", action=flag, help="Moses punctuation normalisation")
@@ -43,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subword", choices=SUBWORDS, help="subword-nmt or SentencePiece")
     parser.add_argument("--bpe-merges", type=int, metavar="N", help="BPE merges, or pieces of SentencePiece")
     parser.add_argument(
-        "--joined-dictionary", action=flag, default=True, help="one dictionary for both languages (default)"
+        "--joined-dictionary", action=flag, help="one dictionary for both languages (default, but for iwslt14_de_en)"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of generated text (default 1)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument(
+        "--workers", type=int, default=default_workers(), metavar="N",
+        help="processes (default: one for each processor, here %(default)s)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--workers {args.workers}: at least 1 is needed.")
     pair = parse_pair(args.pair, corpus)
     chosen = {name: getattr(args, name) for name in TEXT_OPTIONS if getattr(args, name) is not None}
+    _refuse_choices(corpus, chosen, args.bpe_merges)
     text = TextPipeline(language=pair[0], **{**corpus.text, **chosen}).to_json()
     options = Options(
         corpus=corpus,
@@ -62,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
         source=args.source,
         text={name: text[name] for name in TEXT_OPTIONS},
         merges=corpus.merges if args.bpe_merges is None else args.bpe_merges,
-        joined_dictionary=args.joined_dictionary,
+        joined_dictionary=corpus.joined_dictionary if args.joined_dictionary is None else args.joined_dictionary,
         seed=args.seed,
     )
     logger.info("corpus %s: %s", corpus.name, corpus.description)
     logger.info("licence: %s", corpus.licence)
-    logger.info("reading %s; writing raw, bpe and bin to %s", args.source or "nothing (generated)", args.dest)
+    fetched = f"{args.dest / 'downloads'} (downloaded)" if corpus.sources else "nothing (generated)"
+    logger.info("reading %s; writing raw, bpe and bin to %s", args.source or fetched, args.dest)
     record = prepare(options, args.dest, args.workers)
     counts = ", ".join(f"{split} {count}" for split, count in record["lines"].items())
     sizes = ", ".join(f"{language} {size}" for language, size in record["dictionary_sizes"].items())
@@ -76,3 +86,13 @@ def run(args: argparse.Namespace) -> int:
         f"Next: lite-transformer train CONFIG --data {args.dest / 'bin'} --save-dir DIR\n"
     )
     return 0
+
+
+def _refuse_choices(corpus: Corpus, chosen: dict[str, object], merges: int | None) -> None:
+    """Raises DataError if an option would change text that is published ready-made."""
+    if corpus.write_subwords is None:
+        return
+    given = [*chosen, *(["bpe-merges"] if merges is not None else [])]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DataError(f"corpus {corpus.name} is published tokenized and in subwords: leave out {names}.")

@@ -84,7 +84,7 @@ def test_json_round_trip(tmp_path):
     [
         ({"language": "de", "lower": True}, "unknown text settings.*: lower. Known: .*lowercase"),
         ({}, "name no language"),
-        ({"language": "de", "tokenizer": "spacy"}, "unknown tokenizer 'spacy'. Known: moses, none"),
+        ({"language": "de", "tokenizer": "spacy"}, "unknown tokenizer 'spacy'. Known: moses, moses-scripts, none"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, settings, message):
