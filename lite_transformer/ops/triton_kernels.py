@@ -61,6 +61,14 @@ def _exp(x):
 
 
 @triton.jit
+def _add_exactly(total, lost, value):
+    """total + value, and ``lost`` with what the addition rounded away (Knuth's two-sum)."""
+    new = total + value
+    share = new - total
+    return new, lost + ((total - (new - share)) + (value - share))
+
+
+@triton.jit
 def _head_statistics(w, K: tl.constexpr, KP: tl.constexpr):
     """Maximum and inverse sum of exponentials of one kernel: what its softmax needs."""
     taps = tl.arange(0, KP)
@@ -185,7 +193,8 @@ def _gradient_band(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of the tile's BT positions and BS of its sources: the gradients of the normalised kernels, the kernels, the taps.
 
@@ -193,12 +202,17 @@ def _gradient_band(
     """
     t, s = first + tl.arange(0, BT), start + tl.arange(0, BS)
     inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
-    product = tl.zeros((BT, BS), tl.float32)
+    product, lost = tl.zeros((BT, BS), tl.float32), tl.zeros((BT, BS), tl.float32)
     for part in range(PARTS):
         r = part * BD + tl.arange(0, BD)
         values = _rows(x, start, x_t, BS, r, inside, R)
         upstream = _rows(g, first, g_t, BT, r, t < T, R).to(values.dtype)
-        product += tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+        if EXACT:
+            addend = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+            product, lost = _add_exactly(product, lost, addend)
+        else:
+            product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+    product += lost
     k = s[None, :] - t[:, None] + LEFT
     in_band = (k >= 0) & (k < K) & (t < T)[:, None]
     if DROPOUT:
@@ -217,7 +231,7 @@ def _dynamic_gradient_kernel(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr,
     KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_w[t, k]: the band of grad @ x^T, taken back through dropout and softmax."""
@@ -243,13 +257,13 @@ def _dynamic_gradient_kernel(
         for chunk in range(CHUNKS):
             product, weight, _, _ = _gradient_band(
                 g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, PRECISION,
+                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, PRECISION,
             )  # fmt: skip
             inner += tl.sum(weight * product, 1)
     for chunk in range(CHUNKS):
         product, weight, k, in_band = _gradient_band(
             g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, PRECISION,
+            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, PRECISION,
         )  # fmt: skip
         if SOFTMAX:
             if CHUNKS == 1:
@@ -262,7 +276,7 @@ def _dynamic_gradient_kernel(
 def _lightweight_partial_kernel(
     g, x, mask, partial, T, B, items, splits, x_t, x_b, g_t, g_b, m_b, m_t, LEFT,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HAS_MASK: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, KP: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, KP: tl.constexpr,
     CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of grad @ x^T over a share of the tiles of a head, then along its diagonals: (H, splits, CHUNKS, K)."""
@@ -271,7 +285,7 @@ def _lightweight_partial_kernel(
     tiles = tl.cdiv(T, BT)
     h, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     chunk = tl.program_id(1)
-    product = tl.zeros((BT, BS), tl.float32)
+    product, lost = tl.zeros((BT, BS), tl.float32), tl.zeros((BT, BS), tl.float32)
     for item in range(split, items, splits):
         first, b = (item % tiles) * BT, item // tiles
         start = first - LEFT + chunk * BS
@@ -281,7 +295,12 @@ def _lightweight_partial_kernel(
             r = part * BD + tl.arange(0, BD)
             values = _rows(x + b.to(tl.int64) * x_b + h * R, start, x_t, BS, r, inside, R)
             upstream = _rows(g + b.to(tl.int64) * g_b + h * R, first, g_t, BT, r, t < T, R).to(values.dtype)
-            product += tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+            if EXACT:
+                addend = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+                product, lost = _add_exactly(product, lost, addend)
+            else:
+                product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+    product += lost
     taps = tl.arange(0, KP)
     column = tl.arange(0, BT)[:, None] + taps[None, :] - chunk * BS
     on_diagonal = (column >= 0) & (column < BS)
@@ -355,8 +374,9 @@ class _Plan:
         self.chunks = triton.cdiv(span, block_s)
         self.block_r = max(16, min(64, _power_of_two(self.width)))
         self.column_blocks = triton.cdiv(self.width, self.block_r)
-        # fp32 products are summed one by one: shorter runs round less
-        self.depth = 16 if x.dtype == torch.float32 else self.block_r
+        # The units that multiply fp32 sum one by one, and a long sum rounds more than torch's does: sixteen at a time.
+        self.exact = x.dtype == torch.float32
+        self.depth = 16 if self.exact else self.block_r
         self.constants = {
             "H": self.heads,
             "R": self.width,
@@ -380,7 +400,7 @@ class _Plan:
     @property
     def depth_constants(self) -> dict[str, int]:
         """Of the kernels whose sum runs over a head's channels."""
-        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth)}
+        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth), "EXACT": self.exact}
 
 
 def _alignment(*tensors: Tensor) -> int:
