@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.io import atomic_open, read_json, write_json
+from lite_transformer import speed
 from lite_transformer.errors import DataError
 
 RUNS = "runs"
@@ -325,7 +326,7 @@ def check_tables(folder: Path) -> None:
 
 # --- summaries inside other files ----------------------------------------------------------------------------------
 
-_BLOCK = re.compile(r"(<!-- results: (?P<task>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>results|speed): (?P<name>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SUMMARY = ("test", "tokenized_bleu")
 
 
@@ -371,14 +372,18 @@ def render_summary(rows: Sequence[Row]) -> str:
 def render_blocks(text: str, folder: Path, where: str) -> str:
     """The text with every block between '<!-- results: TASK -->' and '<!-- end -->' filled from the records.
 
+    '<!-- speed: NAME -->' is filled from the benchmark record ``speed/NAME.json``.
+
     Raises: DataError if a block names a task without records.
     """
     tasks = rows_by_task(read_records(folder), read_literature(folder))
 
     def fill(block: re.Match[str]) -> str:
-        if block["task"] not in tasks:
-            raise DataError(f"{where}: results of unknown task '{block['task']}'. Known: {', '.join(tasks)}")
-        return f"{block[1]}\n{render_summary(tasks[block['task']])}\n{block[3]}"
+        if block["kind"] == "speed":
+            return f"{block[1]}\n{speed.render(folder, block['name'])}\n{block[4]}"
+        if block["name"] not in tasks:
+            raise DataError(f"{where}: results of unknown task '{block['name']}'. Known: {', '.join(tasks)}")
+        return f"{block[1]}\n{render_summary(tasks[block['name']])}\n{block[4]}"
 
     return _BLOCK.sub(fill, text)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+_OUTPUTS = ("--record", "--plot", "--profile", "--commit")
+
 
 def device_name(device: str) -> str:
     """Of the graphics card, or of the processor and how many threads torch uses on it."""
@@ -38,8 +40,12 @@ def git(*words: str) -> str:
 def provenance(script: str, words: Sequence[str], device: str, commit: str | None = None) -> dict[str, Any]:
     """What a figure needs beside it: command, commit, date, device and versions.
 
-    ``commit`` is for copies of the code without its history.
+    ``commit`` is for copies of the code without its history. Where the command wrote its files is left out.
     """
+    kept: list[str] = []
+    for number, word in enumerate(words):
+        if word not in _OUTPUTS and (number == 0 or words[number - 1] not in _OUTPUTS):
+            kept.append(word)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     try:
         import triton
@@ -48,7 +54,7 @@ def provenance(script: str, words: Sequence[str], device: str, commit: str | Non
     except ImportError:
         pass
     return {
-        "command": shlex.join([f"scripts/{script}", *words]),
+        "command": shlex.join([f"scripts/{script}", *kept]),
         "commit": commit or git("rev-parse", "HEAD"),
         "dirty": False if commit else bool(git("status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

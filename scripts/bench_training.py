@@ -312,6 +312,7 @@ def bench_training(arch: str, args: argparse.Namespace, dataset: LanguagePairDat
             "model_flops_utilisation": summary([value / peak for value in tflops]) if peak else None,
             "captured_batch_shapes": len(trainers[variant].get_model().graphs._passes),
         }
+    print_table(result)
     if args.profile is not None:
         result["profile"] = {variant: profile(trainer, updates, args) for variant, trainer in trainers.items()}
     return result
@@ -321,7 +322,7 @@ def profile(trainer: Trainer, updates: list[list[dict[str, Any]]], args: argpars
     """Where the time of a step goes: launches, how busy the GPU is, and the operators that take longest."""
     from torch.profiler import ProfilerActivity
 
-    steps = min(10, len(updates))
+    steps = min(3, len(updates))  # of a few thousand launches each
     activities = [ProfilerActivity.CPU] + ([] if args.cpu else [ProfilerActivity.CUDA])
     synchronize(args)
     with torch.profiler.profile(activities=activities) as run:
@@ -402,6 +403,7 @@ def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairD
             if number >= args.warm_up_rounds:
                 rates.append(count / (time.perf_counter() - started))
         result["variants"][name] = {"sentences_per_second": summary(rates)}
+    print_table(result)
     return result
 
 
@@ -472,20 +474,21 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lite_transformer").setLevel(logging.INFO)
-    results = []
-    shared = read_dataset(args.data) if args.data is not None else None
-    for arch in args.arch:
-        dataset = shared or drawn_dataset(arch, args)
-        result = (bench_generation if args.generate else bench_training)(arch, args, dataset)
-        results.append(result)
-        print_table(result)
     for path in (args.profile, args.record, args.plot):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    if args.profile is not None:
-        write_json(args.profile, {result["arch"]: result.pop("profile") for result in results})
-    if args.record is not None:
-        write_json(args.record, record_of(results, args, words))
+    results: list[dict[str, Any]] = []
+    profiles = {}
+    shared = read_dataset(args.data) if args.data is not None else None
+    for arch in args.arch:
+        dataset = shared or drawn_dataset(arch, args)
+        results.append((bench_generation if args.generate else bench_training)(arch, args, dataset))
+        profiles[arch] = results[-1].pop("profile", None)
+        # after each architecture: a benchmark that is broken off keeps what it has
+        if args.record is not None:
+            write_json(args.record, record_of(results, args, words))
+        if args.profile is not None:
+            write_json(args.profile, profiles)
     if args.plot is not None:
         plot(args.plot, results, args)
     return 0

@@ -4,7 +4,8 @@
   lite-transformer results --into README.md   also fills the file's blocks <!-- results: TASK --> ... <!-- end -->
   lite-transformer results --check            exit code 2 if the files are not what the records give
 
-A record is written by `lite-transformer evaluate --record results/runs/NAME.json`.
+A record is written by `lite-transformer evaluate --record results/runs/NAME.json`. Blocks <!-- speed: NAME --> show
+results/speed/NAME.json, which scripts/bench_ops.py and scripts/bench_training.py write.
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""Tables of measured speed, rendered from the records that the benchmark scripts write into ``results/speed``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.io import read_json
+from lite_transformer.errors import DataError
+
+FOLDER = "speed"
+_PUBLISHED = "published_cuda.json"
+
+
+def render(folder: Path, name: str) -> str:
+    """The table of ``results/speed/NAME.json``, with what was measured, where and by which command above it.
+
+    Raises: DataError if there is no such record or it is of an unknown kind.
+    """
+    path = folder / FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = sorted(file.stem for file in (folder / FOLDER).glob("*.json") if file.name != _PUBLISHED)
+        raise DataError(f"no speed record {path}. Known: {', '.join(known) or 'none'}")
+    record = read_json(path)
+    try:
+        kind = record.get("benchmark", "operations")
+        tables = {"operations": _operations, "training": _training, "generation": _generation}
+        if kind not in tables:
+            raise DataError(f"{path}: unknown benchmark '{kind}'; known: {', '.join(tables)}")
+        lines = tables[kind](record, folder)
+        commit = f"{record['commit'][:7]}{' and changes' if record['dirty'] else ''}"
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        above = f"`{record['command']}`, commit {commit}, {record['device']}, {versions}:"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a record of a benchmark script ({type(error).__name__}: {error})") from error
+    return "\n".join([above, "", *lines]) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Markdown with the first ``words`` columns left-aligned and figures right-aligned."""
+    rule = ["---" if number < words else "---:" for number in range(len(head))]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+
+
+def _operations(record: dict[str, Any], folder: Path) -> list[str]:
+    """us forward / forward and backward of every variant, the published extension and the floor beside them."""
+    on_card = record.get("copy_terabytes_per_second") is not None
+    published: dict[tuple, str] = {}
+    if on_card and (folder / FOLDER / _PUBLISHED).is_file():
+        for figure in read_json(folder / FOLDER / _PUBLISHED)["figures"]:
+            key = tuple(figure[name] for name in ("kind", "dtype", "length", "batch", "kernel_size"))
+            published[key] = f"{figure['forward_us']} / {figure['both_us']}"
+    names = list(dict.fromkeys(name for result in record["results"] for name in result["variants"]))
+    head = ["convolution", "dtype", "T", "B", "K", *(["C"] if not on_card else []), *names]
+    head += ["published CUDA extension", "bytes / bandwidth"] if on_card else []
+    rows: list[list[str]] = []
+    shown: set[tuple] = set()
+    for result in record["results"]:
+        case = result["case"]
+        key = (result["kind"], case["dtype"], case["length"], case["batch"], case["kernel_size"])
+        width = [] if on_card else [str(case["channels"])]
+        if on_card and published and key not in published:
+            continue  # in the plot
+        if (*key, *width) in shown:
+            continue  # measured twice, for the table and for the plot
+        shown.add((*key, *width))
+        cells = [*map(str, key), *width]
+        cells += [_both(result["variants"].get(name), "graph" if on_card else "eager") for name in names]
+        if on_card:
+            cells += [published.get(key, ""), f"{result['floor_us'][0]:.1f} / {result['floor_us'][1]:.1f}"]
+        rows.append(cells)
+    return _table(head, rows, 2)
+
+
+def _both(parts: dict[str, Any] | None, how: str) -> str:
+    if parts is None:
+        return ""
+    return f"{parts['forward'][how]['median']:,.0f} / {parts['both'][how]['median']:,.0f}"
+
+
+def _spread(figures: dict[str, Any] | None, digits: str) -> str:
+    if figures is None:
+        return ""
+    middle, low, high = (format(figures[name], digits) for name in ("median", "min", "max"))
+    return f"{middle} ({low} to {high})"
+
+
+def _training(record: dict[str, Any], _: Path) -> list[str]:
+    """Updates and tokens a second of every variant, and the share of the card's arithmetic."""
+    head = ["architecture", "variant", "Mult-Adds", "updates/s", "target tokens/s", "model TFLOP/s", "utilisation"]
+    rows = []
+    for result in record["results"]:
+        for variant, figures in result["variants"].items():
+            rows.append([
+                result["arch"], variant, f"{result['macs'] / 1e6:.0f}M",
+                _spread(figures["updates_per_second"], ".1f"),
+                _spread(figures["target_tokens_per_second"], ",.0f"),
+                format(figures["model_tflops"]["median"], ".1f"),
+                _spread(figures["model_flops_utilisation"], ".1%"),
+            ])  # fmt: skip
+    return _table(head, rows, 2)
+
+
+def _generation(record: dict[str, Any], _: Path) -> list[str]:
+    """Sentences a second, greedy and with a beam."""
+    names = list(record["results"][0]["variants"])
+    rows = [
+        [result["arch"], f"{result['macs'] / 1e6:.0f}M"]
+        + [_spread(result["variants"][name]["sentences_per_second"], ".0f") for name in names]
+        for result in record["results"]
+    ]
+    return _table(["architecture", "Mult-Adds", *(f"sentences/s, {name}" for name in names)], rows, 1)
