@@ -29,6 +29,8 @@ Pair = tuple[str, str]
 ListSources = Callable[[Pair], Sequence[Source]]
 # (source folder or None, languages of the pair) -> {"train.de": path of the file to read, ...}
 FindSources = Callable[[Path | None, Pair], dict[str, Path]]
+# (languages of the pair, folder) -> None; puts into the folder what --source would hold
+Fetch = Callable[[Pair, Path], None]
 # (files found, languages, seed) -> {"train": (source lines, target lines), ...}
 ReadSplits = Callable[[Files, Pair, int], dict[str, tuple[list[str], list[str]]]]
 # (files found, languages, seed) -> (split, source line, target line), one pair after the other, splits in any order
@@ -50,6 +52,7 @@ class Corpus:
         merges: usual size of the subword model.
         sources: the published files, by name.
         find_sources: the files it is read from; raises DataError saying what to fetch if they are missing.
+        fetch: gets the files of ``find_sources`` without --source; None: the user must have them.
         read_pairs: its raw text, pair by pair.
         read_splits: its raw text by split, in memory.
         verbatim: raw lines stay as they are, empty ones too: a published protocol counts them.
@@ -75,6 +78,7 @@ class Corpus:
     merges: int
     sources: ListSources | None = None
     find_sources: FindSources | None = None
+    fetch: Fetch | None = None
     read_pairs: ReadPairs | None = None
     read_splits: ReadSplits | None = None
     verbatim: bool = False
@@ -131,6 +135,7 @@ CORPORA = {
             text={"normalize": False},
             merges=10000,
             find_sources=libreoffice_help.find_sources,
+            fetch=libreoffice_help.fetch,
             read_splits=libreoffice_help.read_splits,
         ),
         Corpus(
@@ -143,6 +148,7 @@ CORPORA = {
             text={},
             merges=10000,
             find_sources=debian_synopses.find_sources,
+            fetch=debian_synopses.fetch,
             read_splits=debian_synopses.read_splits,
             text_language="en",
         ),

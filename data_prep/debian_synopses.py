@@ -10,11 +10,11 @@ import collections
 import dataclasses
 import logging
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from data_prep.apt import APT_HELPER, COMPRESSED, fetch_indexes
 from data_prep.io import decode_line, iterate_lines
 from data_prep.leakage import Pairs, draw_split, normalise, report_leakage, without_leakage
 from data_prep.text import clean_whitespace
@@ -32,8 +32,7 @@ NO_SOFTWARE = re.compile(r"\b(transitional|dummy|meta-?package)\b", re.IGNORECAS
 SHARES = {"test": 0.05, "valid": 0.05}  # of the source packages, before cleaning; the rest is train's
 
 INDEX_NAMES = {"translations": "Translation-en", "packages": "Packages"}
-APT_HELPER = Path("/usr/lib/apt/apt-helper")
-UPDATE = "apt-get -o Acquire::Languages=en update"
+REMEDY = "Fetch it again: leave out --source, or type as root: apt-get -o Acquire::Languages=en update"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,33 +45,39 @@ class Description:
 
 
 def find_sources(source: Path | None, pair: tuple[str, str]) -> dict[str, Path]:
-    """The index files, {"translations.0": path, "packages.0": path, ...}: of ``source``, or those apt keeps.
+    """The index files of a folder: {"translations.0": path, "packages.0": path, ...}.
 
     Without a Packages index, packages are taken to be of one source package if their descriptions begin alike.
 
     Raises: DataError if there is no Translation index; says what to type.
     """
-    if pair != LANGUAGES:
-        raise DataError(f"corpus debian_synopses has the pair {'-'.join(LANGUAGES)} only, not {'-'.join(pair)}.")
-    if source is not None:
-        if not source.is_dir():
-            raise DataError(f"--source {source}: no such folder. It is to hold Translation-en and Packages.")
-        found = {
-            key: sorted(path for path in source.iterdir() if _is_index(path.name, name))
-            for key, name in INDEX_NAMES.items()
-        }
-        place = f"--source {source}"
-    else:
-        found = {key: _known_to_apt(name) for key, name in INDEX_NAMES.items()}
-        place = "apt"
+    _check_pair(pair)
+    if source is None or not source.is_dir():
+        raise DataError(f"--source {source or 'DIR'}: no such folder. It is to hold Translation-en and Packages.")
+    found = {
+        key: sorted(path for path in source.iterdir() if _is_index(path.name, name))
+        for key, name in INDEX_NAMES.items()
+    }
     if not found["translations"]:
         raise DataError(
-            f"{place}: no English Translation index (Translation-en). As root type: {UPDATE}; or take a folder DIR "
-            f"with the file and add --source DIR: mkdir -p DIR/partial; {UPDATE} -o Dir::State::lists=$PWD/DIR"
+            f"{source}: no English Translation index (Translation-en, which may be compressed). Leave out --source to "
+            "have it fetched, or fetch it on a Debian machine. As root type: apt-get -o Acquire::Languages=en update; "
+            "then copy Translation-en and Packages from /var/lib/apt/lists"
         )
     if not found["packages"]:
-        logger.warning("%s: no Packages index; packages that begin alike are taken to be of one source", place)
+        logger.warning("%s: no Packages index; packages that begin alike are taken to be of one source", source)
     return {f"{key}.{number}": path for key, paths in found.items() for number, path in enumerate(paths)}
+
+
+def fetch(pair: tuple[str, str], folder: Path) -> None:
+    """Puts the indexes of this Debian or Ubuntu machine, or of its mirror, into ``folder``."""
+    _check_pair(pair)
+    fetch_indexes(tuple(INDEX_NAMES.values()), folder)
+
+
+def _check_pair(pair: tuple[str, str]) -> None:
+    if pair != LANGUAGES:
+        raise DataError(f"corpus debian_synopses has the pair {'-'.join(LANGUAGES)} only, not {'-'.join(pair)}.")
 
 
 def read_splits(files: Mapping[str, Path], pair: tuple[str, str], seed: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -87,7 +92,7 @@ def read_splits(files: Mapping[str, Path], pair: tuple[str, str], seed: int) -> 
     if not all(splits.values()):
         sizes = ", ".join(f"{split} {len(pairs)}" for split, pairs in splits.items())
         names = ", ".join(str(path) for path in paths["translations"])
-        raise DataError(f"{names}: too few descriptions ({sizes}). Take the index of Debian's main archive: {UPDATE}")
+        raise DataError(f"{names}: too few descriptions ({sizes}). Take the index of Debian's main archive.")
     report_leakage(splits)
     return {name: ([s for s, _ in pairs], [t for _, t in pairs]) for name, pairs in splits.items()}
 
@@ -97,18 +102,8 @@ def read_splits(files: Mapping[str, Path], pair: tuple[str, str], seed: int) -> 
 
 def _is_index(file: str, name: str) -> bool:
     """Whether a file is called like an index: alone, or as apt calls it (deb.debian.org_..._Packages.lz4)."""
-    stem = re.sub(r"\.(gz|bz2|xz|lzma|lz4|zst)$", "", file)
+    stem = file.removesuffix(Path(file).suffix) if file.endswith(COMPRESSED) else file
     return stem == name or stem.endswith((f"_{name}", f"-{name}"))
-
-
-def _known_to_apt(name: str) -> list[Path]:
-    """The index files of that name that apt keeps on this machine; none where there is no apt."""
-    if shutil.which("apt-get") is None:
-        return []
-    command = ["apt-get", "indextargets", "--format", "$(FILENAME)"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    paths = [Path(line) for line in done.stdout.splitlines()]
-    return sorted(path for path in paths if _is_index(path.name, name) and path.is_file())
 
 
 def iterate_stanzas(path: Path) -> Iterator[dict[str, str]]:
@@ -126,8 +121,7 @@ def iterate_stanzas(path: Path) -> Iterator[dict[str, str]]:
             field, colon, value = line.partition(":")
             if not colon or not field or " " in field:
                 raise DataError(
-                    f"{path}, line {number}: no index of packages ('{line[:40]}' is no 'Field: value'). "
-                    f"Fetch it again: {UPDATE}"
+                    f"{path}, line {number}: no index of packages ('{line[:40]}' is no 'Field: value'). {REMEDY}"
                 )
             fields[field] = value.strip()
     if fields:
@@ -136,7 +130,7 @@ def iterate_stanzas(path: Path) -> Iterator[dict[str, str]]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of an index: plain and gzip files by ourselves, the other formats by apt."""
-    if path.suffix not in (".bz2", ".xz", ".lzma", ".lz4", ".zst"):
+    if path.suffix not in COMPRESSED or path.suffix == ".gz":
         yield from iterate_lines(path)
         return
     try:
@@ -153,14 +147,13 @@ def _lines(path: Path) -> Iterator[str]:
         for number, raw in enumerate(command.stdout, start=1):
             yield decode_line(raw, path, number)
     if command.returncode:
-        raise DataError(f"{path}: damaged, apt cannot uncompress it. Fetch it again: {UPDATE}")
+        raise DataError(f"{path}: damaged, apt cannot uncompress it. {REMEDY}")
 
 
 def read_descriptions(paths: Sequence[Path]) -> dict[str, Description]:
     """The English description of every package; of several (suites, versions) the first."""
     found: dict[str, Description] = {}
     for path in paths:
-        before = len(found)
         for fields in iterate_stanzas(path):
             text = fields.get("Description-en")
             name = fields.get("Package", "")
@@ -168,12 +161,8 @@ def read_descriptions(paths: Sequence[Path]) -> dict[str, Description]:
                 synopsis, _, body = text.partition("\n")
                 paragraphs = (clean_whitespace(part) for part in re.split(r"(?m)^ \.[ \t]*$", body))
                 found[name] = Description(name, clean_whitespace(synopsis), tuple(part for part in paragraphs if part))
-        if len(found) == before:
-            logger.warning("%s: no description that is not in another index", path)
     if not found:
-        raise DataError(
-            f"{', '.join(map(str, paths))}: no field Description-en, so no Translation index. Fetch it: {UPDATE}"
-        )
+        raise DataError(f"{', '.join(map(str, paths))}: no field Description-en, so no Translation index. {REMEDY}")
     return found
 
 

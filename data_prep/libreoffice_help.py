@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from data_prep.apt import download_packages
 from data_prep.archives import check_name
 from data_prep.leakage import Pairs, draw_split, report_leakage, without_leakage
 from data_prep.text import clean_whitespace
@@ -50,19 +51,24 @@ def find_sources(source: Path | None, pair: tuple[str, str]) -> dict[str, Path]:
 
     Raises: DataError if a package is missing, or there in two versions; says what to type.
     """
-    names = [PACKAGES[language] for language in pair]
-    advice = f"In a folder DIR type: apt-get download {' '.join(names)}, then add --source DIR."
-    if source is None:
-        raise DataError(f"corpus libreoffice_help needs --source DIR, the folder of its packages. {advice}")
-    if not source.is_dir():
-        raise DataError(f"--source {source}: no such folder. {advice}")
+    advice = (
+        "On a Debian or Ubuntu machine leave out --source, or type in that folder: "
+        f"apt-get download {' '.join(PACKAGES[language] for language in pair)}"
+    )
+    if source is None or not source.is_dir():
+        raise DataError(f"--source {source or 'DIR'}: no such folder. {advice}")
     found = {language: sorted(source.glob(f"{PACKAGES[language]}_*.deb")) for language in pair}
     if missing := [f"{PACKAGES[language]}_VERSION_all.deb" for language, files in found.items() if not files]:
-        raise DataError(f"--source {source}: missing {', '.join(missing)}. {advice}")
+        raise DataError(f"{source}: missing {', '.join(missing)}. {advice}")
     for files in found.values():
         if len(files) > 1:
-            raise DataError(f"--source {source}: {' and '.join(path.name for path in files)}. Leave one version there.")
+            raise DataError(f"{source}: {' and '.join(path.name for path in files)}. Leave one version there.")
     return {language: files[0] for language, files in found.items()}
+
+
+def fetch(pair: tuple[str, str], folder: Path) -> None:
+    """Puts the packages of a pair into ``folder``, in the version of this Debian or Ubuntu machine."""
+    download_packages([PACKAGES[language] for language in pair], folder)
 
 
 def read_splits(files: Mapping[str, Path], pair: tuple[str, str], seed: int) -> dict[str, tuple[list[str], list[str]]]:

@@ -72,7 +72,7 @@ def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
     """
     corpus = options.corpus
     sources: dict[str, Path] | None = None
-    if corpus.find_sources is not None:
+    if corpus.find_sources is not None and (options.source is not None or corpus.fetch is None):
         sources = corpus.find_sources(options.source, options.pair)
     elif options.source is not None:
         sources = _obtain(options, dest)
@@ -111,8 +111,13 @@ def _run_steps(options: Options, sources: dict[str, Path], dest: Path, workers: 
 
 def _obtain(options: Options, dest: Path) -> dict[str, Path]:
     """The published files of a corpus, downloaded to DEST/downloads or found in --source."""
-    assert options.corpus.sources is not None
-    return obtain(options.corpus.sources(options.pair), dest / "downloads", options.source)
+    corpus, downloads = options.corpus, dest / "downloads"
+    if corpus.fetch is not None and corpus.find_sources is not None:
+        _make_folder(downloads)
+        corpus.fetch(options.pair, downloads)
+        return corpus.find_sources(downloads, options.pair)
+    assert corpus.sources is not None
+    return obtain(corpus.sources(options.pair), downloads, options.source)
 
 
 def _has_text(options: Options, dest: Path) -> bool:

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     logger.info("corpus %s: %s", corpus.name, corpus.description)
     logger.info("licence: %s", corpus.licence)
-    fetched = f"{args.dest / 'downloads'} (downloaded)" if corpus.sources else "nothing (generated)"
+    fetched = f"{args.dest / 'downloads'} (downloaded)" if corpus.sources or corpus.fetch else "nothing (generated)"
     logger.info("reading %s; writing raw, bpe and bin to %s", args.source or fetched, args.dest)
     record = prepare(options, args.dest, args.workers)
     counts = ", ".join(f"{split} {count}" for split, count in record["lines"].items())

@@ -101,7 +101,9 @@ def test_formats_that_apt_uncompresses(tmp_path):
     path.write_bytes(lzma.compress(TRANSLATION.encode()))
     assert len(synopses.read_descriptions([path])) == 2
     path.write_bytes(lzma.compress(TRANSLATION.encode() * 99)[:-60])
-    with pytest.raises(DataError, match=r"Translation-en\.xz: damaged, apt cannot uncompress it\. Fetch it again: apt"):
+    with pytest.raises(
+        DataError, match=r"Translation-en\.xz: damaged, apt cannot uncompress it\. Fetch it again: leave"
+    ):
         synopses.read_descriptions([path])
 
 
@@ -186,7 +188,7 @@ def test_prepared_by_the_command(tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no English Translation index (Translation-en). As root type: apt-get"),
+        ({}, "no English Translation index (Translation-en, which may be compressed). Leave out --source"),
         ({"Translation-en": "<!DOCTYPE html>\n"}, "Translation-en, line 1: no index of packages ('<!DOCTYPE html>'"),
         ({"Translation-en": PACKAGES}, "no field Description-en, so no Translation index"),
         ({"Translation-en": ""}, "no field Description-en, so no Translation index"),

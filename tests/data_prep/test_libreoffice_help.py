@@ -235,7 +235,7 @@ def damaged(folder, how):
         ("no content", "damaged, no data.tar in this package"),
         ("other package", "no help pages of language 'de' in it. Fetch: apt-get download libreoffice-help-de"),
         ("nothing in common", "too little text in common. Take packages of one version"),
-        ("missing", "missing libreoffice-help-de_VERSION_all.deb. In a folder DIR type: apt-get download"),
+        ("missing", "missing libreoffice-help-de_VERSION_all.deb. On a Debian or Ubuntu machine leave out --source"),
         ("two versions", "libreoffice-help-de_7_all.deb and libreoffice-help-de_8_all.deb. Leave one version there"),
     ],
 )
