@@ -226,6 +226,23 @@ def test_source_folder_is_used_without_network(tmp_path, monkeypatch):
     assert names(folder) == ["corpus.tgz"]
 
 
+def test_own_checksums_of_a_source_folder_hold(tmp_path):
+    item = Source("corpus.tgz", ("u",), "free", "nobody", 5, "0" * 64)
+    (tmp_path / "corpus.tgz").write_bytes(CONTENT)
+    own = tmp_path / sources.CHECKSUMS_FILE
+    own.write_text(json.dumps({"corpus.tgz": {"sha256": DIGEST}}), encoding="utf-8")
+    assert obtain([item], tmp_path / "dest", tmp_path)["corpus.tgz"].read_bytes() == CONTENT
+    own.write_text(json.dumps({"corpus.tgz": {"sha256": "1" * 64}}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"wrong checksum.* instead of 1111"):
+        obtain([item], tmp_path / "dest", tmp_path)
+
+
+def test_other_names_of_a_file_are_found(tmp_path):
+    (tmp_path / "corpus-v1.tgz").write_bytes(CONTENT)
+    item = Source("corpus.tgz", ("u",), "free", "nobody", aliases=("corpus-v1.tgz",))
+    assert obtain([item], tmp_path / "dest", tmp_path) == {"corpus.tgz": tmp_path / "corpus-v1.tgz"}
+
+
 @pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"\n<html><body>no</body>", "an HTML page instead")])
 def test_source_folder_with_no_archive(tmp_path, content, message):
     (tmp_path / "corpus.tgz").write_bytes(content)
