@@ -59,6 +59,17 @@ class FusedAdam(FairseqAdam):
         self._optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         super().step(closure, scale, groups)
 
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for parameter in self.params:
+            parameter.grad = None
+
+    def multiply_grads(self, c: float | Tensor) -> None:
+        """Multiplies all gradients by c."""
+        grads = [parameter.grad for parameter in self.params if parameter.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, c.to(grads[0].device) if isinstance(c, Tensor) else c)
+
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Returns the norm of all gradients, before clipping; scales them down to ``max_norm`` if that is > 0."""
         grads = [p.grad.detach() for p in self.params if p.grad is not None]

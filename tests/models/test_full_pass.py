@@ -12,7 +12,7 @@ from lite_transformer.models.config import LiteTransformerConfig, TransformerBas
 from lite_transformer.models.lite_transformer import LiteTransformerModel, TransformerBaselineModel
 from lite_transformer.modules import attention
 from tests.helpers.compare import assert_same
-from tests.helpers.models import TINY, batch, randomize_biases, tiny_task
+from tests.helpers.models import TINY, batch, randomize_biases, tiny_model, tiny_task
 
 PAD, EOS = 1, 2
 BASELINE = {
@@ -178,3 +178,23 @@ def test_the_task_tells_how_targets_are_padded(value, expected):
 def test_a_task_that_does_not_say_pads_targets_on_the_right():
     model = LiteTransformerModel.build_model(LiteTransformerConfig(**TINY), tiny_task())
     assert model.decoder.left_pad_target is False
+
+
+def test_training_mode_reaches_every_module_also_after_one_was_changed_alone():
+    model = tiny_model()
+    assert not any(module.training for module in model.modules())
+    assert model.train() is model
+    assert all(module.training for module in model.modules())
+    model.decoder.layers[0].fc1.eval()
+    model.train()
+    assert all(module.training for module in model.modules())
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_modules_that_count_updates_are_told(monkeypatch):
+    model = tiny_model()
+    told = []
+    monkeypatch.setattr(type(model.encoder), "set_num_updates", lambda self, n: told.append((self, n)), raising=False)
+    model.set_num_updates(7)
+    assert told == [(model.encoder, 7)]

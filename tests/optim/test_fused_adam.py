@@ -101,3 +101,15 @@ def test_what_it_cannot_do_is_refused():
     assert optimizer.supports_flat_params
     with pytest.raises(ConfigError, match="fp16-adam-stats"):
         FusedAdam(OmegaConf.merge(config(0.0), {"fp16_adam_stats": True}), parameters())
+
+
+@pytest.mark.parametrize("factor", [0.5, torch.tensor(0.5)])
+def test_gradients_are_multiplied_and_forgotten(factor):
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = FusedAdam(config(0.0), [first, second])
+    first.grad = torch.tensor([2.0, 4.0])
+    optimizer.multiply_grads(factor)
+    assert first.grad.tolist() == [1.0, 2.0] and second.grad is None
+    optimizer.zero_grad()
+    assert first.grad is None
+    optimizer.multiply_grads(factor)
