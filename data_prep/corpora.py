@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import (
+    cnn_dm,
     debian_synopses,
     embedded,
     iwslt14_de_en,
@@ -137,6 +138,21 @@ CORPORA = {
             find_sources=libreoffice_help.find_sources,
             fetch=libreoffice_help.fetch,
             read_splits=libreoffice_help.read_splits,
+        ),
+        Corpus(
+            name="cnn_dm",
+            description="summaries of news: 287,113 articles of CNN and Daily Mail with their highlights",
+            licence=cnn_dm.LICENCE,
+            citation=cnn_dm.CITATION,
+            languages=cnn_dm.LANGUAGES,
+            default_pair=cnn_dm.LANGUAGES,
+            text={},
+            merges=30000,
+            sources=cnn_dm.list_sources,
+            read_pairs=cnn_dm.read_pairs,
+            published_lines={"train": 287113, "valid": 13368, "test": 11490},
+            text_language="en",
+            source_limit=cnn_dm.MAX_ARTICLE_TOKENS,
         ),
         Corpus(
             name="debian_synopses",

@@ -7,11 +7,11 @@ from importlib import metadata
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from data_prep.cnn_dm import SENTENCE_MARK
 from lite_transformer.errors import ScoringError
 from lite_transformer.scoring.score import Score
 
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-SENTENCE_MARK = "¶"  # between the sentences of a summary; no letter or digit, so only rougeLsum sees it
 
 
 def rouge(
