@@ -40,17 +40,21 @@ def learn(subword: str, lines: Iterable[str], size: int, path: Path) -> None:
 def count_words(lines: Iterable[str], limit: int = COUNTED_WORDS) -> Counter[str]:
     """How often each blank-separated word occurs, words in the order of their first occurrence.
 
-    Beyond ``limit`` different words the rarest seen so far are forgotten, so memory does not grow with the text.
+    Beyond ``limit`` different words the rarest so far are forgotten, so memory does not grow with the text.
     """
     counts: Counter[str] = Counter()
+    forgotten = 0
     for chunk in chunked(lines):
         for line in chunk:
             counts.update(line.split(" "))
-        rarest = 1
-        while len(counts) > limit:
-            logger.warning("more than %d different words: those seen %d times or less are forgotten", limit, rarest)
-            counts = Counter({word: count for word, count in counts.items() if count > rarest})
-            rarest += 1
+        if len(counts) > limit:
+            rarest = 0
+            while len(counts) > limit // 2:  # to half, so that it is seldom necessary
+                rarest += 1
+                counts = Counter({word: count for word, count in counts.items() if count > rarest})
+            forgotten = max(forgotten, rarest)
+    if forgotten:
+        logger.warning("more than %d different words: words seen %d times or less were forgotten", limit, forgotten)
     counts.pop("", None)
     return counts
 

@@ -77,3 +77,10 @@ def test_plain_file_is_found_before_compressed_one(tmp_path):
         (tmp_path / name).touch()
     assert io.find_text(tmp_path, ["valid.de", "val.de", "dev.de"]) == tmp_path / "val.de.gz"
     assert io.find_text(tmp_path, ["test.de"]) is None
+
+
+def test_pairs_come_one_by_one_and_unequal_lengths_are_named_at_the_end():
+    pairs = io.iterate_parallel(iter("abc"), iter("xyz!"), names=["one", "two"])
+    assert [next(pairs) for _ in range(3)] == [("a", "x"), ("b", "y"), ("c", "z")]
+    with pytest.raises(DataError, match=r"one has 3 lines, two has 4\. Line n of one"):
+        next(pairs)

@@ -112,3 +112,20 @@ def test_learning_is_deterministic_and_refuses_nothing_to_learn(tmp_path):
     with pytest.raises(DataError, match="--bpe-merges 10000"):
         bpe.learn("bpe", LINES, 0, tmp_path / "three")
     assert not (tmp_path / "three").exists()
+
+
+def test_words_are_counted_in_bounded_memory(caplog):
+    lines = [f"often sometimes{number % 3} never{number}  " for number in range(5000)]
+    assert bpe.count_words(lines[:10]) == {
+        "often": 10, "sometimes0": 4, "sometimes1": 3, "sometimes2": 3, **{f"never{n}": 1 for n in range(10)},
+    }  # fmt: skip
+    counts = bpe.count_words(lines, limit=2000)
+    assert counts["often"] == 5000 and counts["sometimes0"] == 1667
+    assert len(counts) < 3000  # the limit, and what one chunk may add
+    assert "more than 2000 different words: words seen 1 times or less were forgotten" in caplog.text
+
+
+def test_only_the_most_frequent_words_are_learnt_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(bpe, "LEARNT_WORDS", 2)
+    bpe.learn("bpe", ["xy xy xy ab ab zz", "zz zz zz zz"], 10, tmp_path / "codes")
+    assert (tmp_path / "codes").read_text(encoding="utf-8").splitlines() == ["#version: 0.2", "z z</w>", "x y</w>"]
