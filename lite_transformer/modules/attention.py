@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import torch
@@ -38,7 +38,7 @@ class MultiheadAttention(IncrementalModule):
     Source: Vaswani et al. 2017, section 3.2.
     """
 
-    batch_dims: ClassVar[dict[str, int]] = {"keys_values": 1, "padding": 0, "attend": 0}
+    batch_dims: ClassVar[dict[str, int]] = {"keys_values": 1, "padding": 0, "bias": 0}
 
     # Whether projections of whole sequences may be computed together on a GPU; the result is the same.
     fuse_projections = True
@@ -68,23 +68,27 @@ class MultiheadAttention(IncrementalModule):
         length, batch, _ = x.shape
         return x.view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
 
-    def _project_together(self, x: Tensor, projections: Sequence[nn.Linear]) -> list[Tensor]:
-        """(N, B, C') -> one (B, H, N, R') for each projection, in one matrix product.
+    def _together(self, *projections: nn.Linear) -> dict[str, Tensor]:
+        """Weight and bias of several projections as one.
 
-        R' is R rounded up to a multiple of 8, filled with zeros: on a GPU attention with a mask needs it, or falls
-        back to several passes over (T, S) scores. Padding the weights is cheaper than padding the activations.
+        On a GPU the R outputs of a head are rounded up to a multiple of 8 and filled with zeros: attention with a mask
+        needs it, or falls back to several passes over (T, S) scores. Padding weights is cheaper than activations.
         """
-        rows = len(projections) * self.num_heads
         weight = torch.cat([projection.weight for projection in projections])  # (rows * R, C')
         bias = torch.cat([projection.bias for projection in projections])
-        extra = -self.head_dim % 8
+        extra = -self.head_dim % 8 if _fuses(weight) else 0
         if extra:
+            rows = len(projections) * self.num_heads
             weight = F.pad(weight.view(rows, self.head_dim, -1), (0, 0, 0, extra)).flatten(0, 1)
             bias = F.pad(bias.view(rows, self.head_dim), (0, extra)).flatten()
-        heads = F.linear(x.flatten(0, 1), weight, bias).view(
-            *x.shape[:2], len(projections), self.num_heads, self.head_dim + extra
-        )
-        return list(heads.permute(2, 1, 3, 0, 4).unbind(0))
+        return {"weight": weight, "bias": bias}
+
+    def _project_together(self, x: Tensor, together: Mapping[str, Tensor | None], count: int) -> Tensor:
+        """(N, B, C') -> (count, B, H, N, R'): ``count`` projections in one matrix product."""
+        weight, bias = together["weight"], together["bias"]
+        assert weight is not None
+        projected = F.linear(x.flatten(0, 1), weight, bias)
+        return projected.view(*x.shape[:2], count, self.num_heads, -1).permute(2, 1, 3, 0, 4)
 
     def forward(
         self,
@@ -110,6 +114,7 @@ class MultiheadAttention(IncrementalModule):
                 whole sequence, T = S.
         """
         hidden: Tensor | None = None
+        attend: Tensor | None = None  # bool, or what is added to the scores
         only_causal = False
         if incremental_state is None:
             assert key is not None and value is not None
@@ -119,13 +124,15 @@ class MultiheadAttention(IncrementalModule):
                 hidden = _hidden_keys(key_padding_mask, attn_mask, query)
             attend = None if hidden is None else ~hidden
         elif static_kv:
-            q = self._split_heads(self._by_rows(self.q_proj, query))
-            k, v, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
+            constants = self.constants(incremental_state, lambda: self._together(self.q_proj))
+            q = self._project_together(query, constants, 1)[0]
+            k, v, hidden, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
         else:
-            q, k, v, attend = self._step_keys(query, key_padding_mask, attn_mask, incremental_state)
+            q, k, v, hidden = self._step_keys(query, key_padding_mask, attn_mask, incremental_state)
+            attend = None if hidden is None else ~hidden
         probabilities = None
         if need_weights or need_head_weights:
-            out, probabilities = self._attend_with_weights(q, k, v, None if attend is None else ~attend)
+            out, probabilities = self._attend_with_weights(q, k, v, hidden)
             probabilities = probabilities.transpose(0, 1) if need_head_weights else probabilities.mean(dim=1)
         else:
             out = F.scaled_dot_product_attention(
@@ -137,7 +144,7 @@ class MultiheadAttention(IncrementalModule):
                 is_causal=only_causal,
                 scale=1 / math.sqrt(self.head_dim),
             )
-            if hidden is not None and _fuses(query):
+            if hidden is not None and not static_kv and _fuses(query):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
@@ -157,21 +164,11 @@ class MultiheadAttention(IncrementalModule):
                 self._split_heads(self._by_rows(self.v_proj, value)),
             )
         if key is query:
-            q, k, v = self._project_together(query, (self.q_proj, self.k_proj, self.v_proj))
+            q, k, v = self._project_together(query, self._together(self.q_proj, self.k_proj, self.v_proj), 3).unbind()
         else:
-            (q,) = self._project_together(query, (self.q_proj,))
-            k, v = self._project_together(key, (self.k_proj, self.v_proj))
+            q = self._project_together(query, self._together(self.q_proj), 1)[0]
+            k, v = self._project_together(key, self._together(self.k_proj, self.v_proj), 2).unbind()
         return q, k, v
-
-    def make_constants(self) -> dict[str, Tensor]:
-        """One matrix for the queries, keys and values of a step."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if self.k_proj.in_features != self.embed_dim:
-            return {}
-        return {
-            "weight": torch.cat([projection.weight for projection in projections]),
-            "bias": torch.cat([projection.bias for projection in projections]),
-        }
 
     def _step_keys(
         self,
@@ -180,14 +177,12 @@ class MultiheadAttention(IncrementalModule):
         attn_mask: Tensor | str | None,
         incremental_state: IncrementalState,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Of a step of self-attention: queries, keys and values (B, H, N, R) so far, and which keys are seen.
+        """Of a step of self-attention: queries, keys and values (B, H, N, R) so far, and which keys are hidden.
 
         Keys and values live in one tensor (2, B, H, S, R): one concatenation a step, one reordering.
         """
-        constants = self.constants(incremental_state)
-        together = F.linear(query.flatten(0, 1), constants["weight"], constants["bias"])
-        length, batch, _ = query.shape
-        heads = together.view(length, batch, 3, self.num_heads, self.head_dim).permute(2, 1, 3, 0, 4)
+        constants = self.constants(incremental_state, lambda: self._together(self.q_proj, self.k_proj, self.v_proj))
+        heads = self._project_together(query, constants, 3)
         q, keys_values = heads[0], heads[1:]
         buffer = self.read_buffer(incremental_state)
         old, padding = buffer.get("keys_values"), buffer.get("padding")
@@ -198,7 +193,7 @@ class MultiheadAttention(IncrementalModule):
             padding = key_padding_mask
         self.write_buffer(incremental_state, {"keys_values": keys_values, "padding": padding})
         hidden = _hidden_keys(padding, attn_mask, query)
-        return q, keys_values[0], keys_values[1], None if hidden is None else ~hidden
+        return q, keys_values[0], keys_values[1], hidden
 
     def _source_keys(
         self,
@@ -206,24 +201,33 @@ class MultiheadAttention(IncrementalModule):
         value: Tensor | None,
         key_padding_mask: Tensor | None,
         incremental_state: IncrementalState,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (B, H, S, R) of the encoder's output, projected at the first step, and which are real."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Keys and values (B, H, S, R) of the encoder's output, which of them are padding, and that added to scores.
+
+        All of it is made at the first step. The last, (B, 1, 1, S), is 0 or hugely negative: kernels on either device
+        would make it of the bool mask at each step, and again to align its rows.
+        """
         source = self.read_source(incremental_state)
         keys_values = source.get("keys_values")
         if keys_values is None:
-            assert key is not None and value is not None
-            keys_values = torch.stack([
-                self._split_heads(self._by_rows(self.k_proj, key)), self._split_heads(self._by_rows(self.v_proj, value))
-            ])  # fmt: skip
-            attend = None
+            assert key is not None and key is value
+            keys_values = self._project_together(key, self._together(self.k_proj, self.v_proj), 2)
+            source = {"keys_values": keys_values, "padding": None, "bias": None}
             if key_padding_mask is not None:
                 padding = key_padding_mask.bool()[:, None, None, :]
-                attend = ~padding
                 # a sentence of padding alone: zero, whatever a kernel makes of it
-                keys_values = keys_values.masked_fill(padding.all(dim=-1, keepdim=True), 0.0)
-            source = {"keys_values": keys_values, "attend": attend}
+                source["keys_values"] = keys_values = keys_values.masked_fill(padding.all(dim=-1, keepdim=True), 0.0)
+                least = torch.finfo(keys_values.dtype).min
+                source["padding"] = padding
+                source["bias"] = F.pad(padding, (0, -padding.size(-1) % 8)).to(keys_values.dtype) * least
             self.write_source(incremental_state, source)
-        return keys_values[0], keys_values[1], source["attend"]
+        bias = source["bias"]
+        return (
+            keys_values[0],
+            keys_values[1],
+            source["padding"],
+            None if bias is None else bias[..., : keys_values.size(3)],
+        )
 
     def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """The definition, spelled out: output (B, H, T, R) and probabilities (B, H, T, S) in fp32."""

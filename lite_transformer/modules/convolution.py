@@ -117,6 +117,10 @@ class ShortRangeConv(IncrementalModule):
             x = self._step(x, padding_mask, incremental_state)
         return x if self.linear2 is None else self.linear2(x)
 
+    def step_kernels(self, x: Tensor, incremental_state: IncrementalState) -> Tensor:
+        """The normalised kernels of a step, for its gated input x: (1, B, C)."""
+        return self._normalised(self.kernels(x))
+
     def _normalised(self, kernels: Tensor) -> Tensor:
         return F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(kernels) if self.weight_softmax else kernels
 
@@ -126,9 +130,7 @@ class ShortRangeConv(IncrementalModule):
             raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
-        kernels = self.constants(incremental_state).get("kernels")
-        if kernels is None:
-            kernels = self._normalised(self.kernels(x))
+        kernels = self.step_kernels(x, incremental_state)
         previous = self.read_buffer(incremental_state).get("window")
         window = x if previous is None else torch.cat([previous, x])
         # The K - 1 newest inputs are all that the next step can see.
@@ -153,9 +155,11 @@ class LightweightConv(ShortRangeConv):
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight
 
-    def make_constants(self) -> dict[str, Tensor]:
-        """The normalised kernels, which are those of every step."""
-        return {"kernels": self._normalised(self.weight)}
+    def step_kernels(self, x: Tensor, incremental_state: IncrementalState) -> Tensor:
+        """Those of every step."""
+        kernels = self.constants(incremental_state, lambda: {"kernels": self._normalised(self.weight)})["kernels"]
+        assert kernels is not None
+        return kernels
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.lightweight_conv_step(window, kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
@@ -42,17 +43,15 @@ class IncrementalModule(FairseqIncrementalState, nn.Module):
     def write_source(self, incremental_state: IncrementalState, source: dict[str, Tensor | None]) -> None:
         self._write(incremental_state, "source", source)
 
-    def constants(self, incremental_state: IncrementalState) -> dict[str, Tensor]:
-        """What `make_constants` returned at the first step of this search."""
+    def constants(
+        self, incremental_state: IncrementalState, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor | None]:
+        """What ``make()`` returned at the first step of this search: tensors computed from the weights alone."""
         kept = self._read(incremental_state, "constants")
         if not kept:
-            kept = dict(self.make_constants())
+            kept = {**make()}
             self._write(incremental_state, "constants", kept)
-        return {name: value for name, value in kept.items() if value is not None}
-
-    def make_constants(self) -> dict[str, Tensor]:
-        """Tensors computed from the weights alone, for all steps of a search."""
-        return {}
+        return kept
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Keeps row ``new_order[i]`` as the new row i (called by fairseq's beam search)."""

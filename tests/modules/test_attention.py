@@ -115,8 +115,10 @@ def test_a_row_without_any_key_is_the_output_bias_and_its_gradient_is_finite(att
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])  # there heads are padded to a width of 8
 @pytest.mark.parametrize("with_padding", [False, True])
-def test_step_by_step_equals_the_full_pass(attention, with_padding):
+def test_step_by_step_equals_the_full_pass(attention, monkeypatch, with_padding, on_gpu):
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: on_gpu)
     x = torch.randn(6, 3, 8)
     padding = pad_mask() if with_padding else None
     full, _ = attention(x, x, x, padding, attn_mask=future_mask(6))
@@ -129,7 +131,9 @@ def test_step_by_step_equals_the_full_pass(attention, with_padding):
         assert_same(step, full[t : t + 1], 1e-5)
 
 
-def test_attention_to_the_encoder_is_projected_once_and_follows_the_beams():
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_attention_to_the_encoder_is_projected_once_and_follows_the_beams(monkeypatch, on_gpu):
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: on_gpu)
     torch.manual_seed(0)
     attention = MultiheadAttention(8, 2, key_dim=6).eval()
     source, padding = torch.randn(5, 3, 6), torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
