@@ -144,7 +144,8 @@ class MultiheadAttention(IncrementalModule):
                 is_causal=only_causal,
                 scale=1 / math.sqrt(self.head_dim),
             )
-            if hidden is not None and not static_kv and _fuses(query):
+            from_cache = static_kv and incremental_state is not None  # has zeros there already
+            if hidden is not None and not from_cache and _fuses(query):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)

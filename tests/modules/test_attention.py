@@ -161,12 +161,20 @@ def test_the_beams_of_a_sentence_share_what_is_kept_of_it(attention):
     assert_same(out, attention(query, source, source)[0], 1e-5)
 
 
-def test_a_source_of_padding_alone_is_the_output_bias_at_each_step(attention):
+def test_a_source_of_padding_alone_is_the_output_bias_at_each_step(attention, monkeypatch):
     source, padding = torch.randn(4, 2, 8), torch.tensor([[True] * 4, [False] * 4])
     state: dict = {}
     for _ in range(2):
         out, _ = attention(torch.randn(1, 2, 8), source, source, padding, state, static_kv=True)
         assert_same(out[:, 0], attention.out_proj.bias.expand(1, 8), 1e-6)
+    # of a whole sequence too, on kernels that average over hidden keys
+    right = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: True)
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: right(*a, **{**k, "attn_mask": None})
+    )
+    out, _ = attention(torch.randn(3, 2, 8), source, source, padding, static_kv=True)
+    assert_same(out[:, 0], attention.out_proj.bias.expand(3, 8), 1e-6)
 
 
 def test_a_search_sees_the_weights_it_began_with_and_the_next_one_new_weights(attention):
