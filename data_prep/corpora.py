@@ -18,7 +18,7 @@ from data_prep import (
     wmt14_en_fr,
     wmt16_en_de,
 )
-from data_prep.moses import Limits
+from data_prep.cleaning import Limits
 from data_prep.sources import Source
 from lite_transformer.errors import DataError
 
@@ -167,6 +167,7 @@ CORPORA = {
             fetch=debian_synopses.fetch,
             read_splits=debian_synopses.read_splits,
             text_language="en",
+            source_limit=debian_synopses.MAX_DESCRIPTION_SUBWORDS,
         ),
         Corpus(
             name="iwslt14_de_en",

@@ -4,13 +4,12 @@ sacremoses ports the same scripts, but splits the last word's period by other ru
 letters in European text, and deletes non-printing characters where the script writes a blank; so its lines are not
 the published ones. Its tables (abbreviations, punctuation) are used here.
 
-Source: mosesdecoder/scripts: tokenizer/{tokenizer,normalize-punctuation,remove-non-printing-char}.perl and
-training/clean-corpus-n.perl, versions of 2017 and later.
+Source: mosesdecoder/scripts/tokenizer: tokenizer.perl, normalize-punctuation.perl, remove-non-printing-char.perl,
+lowercase.perl, versions of 2017 and later. ``data_prep.cleaning`` has clean-corpus-n.perl.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import unicodedata
@@ -169,32 +168,3 @@ def _split_periods(text: str, language: str) -> str:
 def lowercase(text: str) -> str:
     """The text in lower case: lowercase.perl, which knows no final sigma."""
     return "".join(map(str.lower, text)) if "Σ" in text else text.lower()
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Which pairs of tokenized lines a training set keeps: clean-corpus-n.perl.
-
-    Attributes:
-        maximum: the most words (or subwords, the caller says which) on either side.
-        ratio: the most times that one side may be longer than the other.
-        minimum: the fewest on either side.
-    """
-
-    maximum: int
-    ratio: float = 9.0
-    minimum: int = 1
-
-    # a single longer word ends a pair, too: Moses' aligner could not take it
-    longest_word = 1000
-
-    def keep(self, source: str, target: str) -> bool:
-        """Whether both lines are long enough, short enough, and of similar length."""
-        words, others = source.split(), target.split()
-        if not self.minimum <= len(words) <= self.maximum or not self.minimum <= len(others) <= self.maximum:
-            return False
-        if not words or not others:
-            return False
-        if len(words) / len(others) > self.ratio or len(others) / len(words) > self.ratio:
-            return False
-        return max(map(len, words)) <= self.longest_word and max(map(len, others)) <= self.longest_word

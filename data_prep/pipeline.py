@@ -25,9 +25,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from data_prep import bpe
+from data_prep.cleaning import Limits
 from data_prep.corpora import SPLITS, Corpus
 from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json
-from data_prep.moses import Limits
 from data_prep.sources import obtain
 from data_prep.text import CODES_FILES, TextPipeline, clean_whitespace
 from data_prep.workers import chunked, map_in_order

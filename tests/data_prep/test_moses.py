@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.moses import Limits, lowercase, normalize_punctuation, remove_non_printing, tokenize
+from data_prep.cleaning import Limits
+from data_prep.moses import lowercase, normalize_punctuation, remove_non_printing, tokenize
 from data_prep.text import TextPipeline
 
 # Input and output of mosesdecoder's tokenizer.perl (2020, abbreviations of its master branch); True: with -a.

@@ -8,9 +8,10 @@ import errno
 import pytest
 
 from data_prep import iwslt14_de_en, pipeline, wmt14_en_fr
+from data_prep.cleaning import Limits
 from data_prep.corpora import CORPORA
 from data_prep.io import read_lines
-from data_prep.moses import Limits, tokenize
+from data_prep.moses import tokenize
 from data_prep.pipeline import Options, prepare
 from data_prep.sources import Source
 from data_prep.text import TextPipeline
