@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LANGUAGES = ("description", "synopsis")
 
 MIN_DESCRIPTION_WORDS = 36  # five synopses; a shorter one hardly says more than its synopsis
-MAX_DESCRIPTION_WORDS = 300  # cut there: one in two hundred is longer, with lists of features
+MAX_DESCRIPTION_SUBWORDS = 400  # cut there: one in a hundred is longer, with lists of features
 MIN_SYNOPSIS_WORDS = 3
 BOILERPLATE_SOURCES = 3  # a paragraph of that many source packages describes none of them
 NO_SOFTWARE = re.compile(r"\b(transitional|dummy|meta-?package)\b", re.IGNORECASE)
@@ -203,8 +203,7 @@ def split_descriptions(descriptions: Mapping[str, Description], source_names: Ma
         beginning = normalise(first_sentence(paragraphs[0]))
         if beginning not in beginnings:
             beginnings.add(beginning)
-            text = " ".join(words[:MAX_DESCRIPTION_WORDS])
-            drawn[draw_split(source, SHARES)].append((text, description.synopsis))
+            drawn[draw_split(source, SHARES)].append((" ".join(words), description.synopsis))
     test = without_leakage(drawn["test"], drawn["train"], MIN_SYNOPSIS_WORDS)
     valid = without_leakage(drawn["valid"], drawn["train"] + test, MIN_SYNOPSIS_WORDS)
     return {"train": drawn["train"], "valid": valid, "test": test}
