@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import tarfile
 import zipfile
 
@@ -110,6 +111,26 @@ def test_damage_inside_is_named(tmp_path):
     path = write_tar(tmp_path / "y.tar", {"three.gz": FILES["three.gz"][:-5]})
     with pytest.raises(DataError, match=r"y\.tar, three\.gz: truncated or damaged"):
         list(iterate_member_lines(path, "three.gz"))
+
+
+@pytest.mark.parametrize("ending", ["tgz", "tar"])
+def test_damage_met_while_a_large_member_is_read_names_it(tmp_path, ending):
+    path = write_tar(tmp_path / f"x.{ending}", {"large": random.Random(1).randbytes(3 << 20)})
+    path.write_bytes(path.read_bytes()[: 2 << 20])
+    with pytest.raises(DataError, match=rf"x\.{ending}, large: truncated or damaged archive \("):
+        for _, stream in iterate_members(path):
+            while stream.read(1000):
+                pass
+
+
+def test_checksum_at_the_end_is_read(tmp_path):
+    # the archive's last block is read in full without touching what comes after it
+    content = write_tar(tmp_path / "x.tar").read_bytes()
+    packed = bytearray(gzip.compress(content.ljust(1 << 20, b"\0")))
+    packed[-6] ^= 1
+    (tmp_path / "x.tgz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"x\.tgz: truncated or damaged"):
+        list(iterate_members(tmp_path / "x.tgz"))
 
 
 def test_line_that_is_no_utf8_names_member_and_line(tmp_path):
