@@ -25,7 +25,7 @@ def render(folder: Path, name: str) -> str:
     record = read_json(path)
     try:
         kind = record.get("benchmark", "operations")
-        tables = {"operations": _operations, "training": _training, "generation": _generation}
+        tables = {"operations": _operations, "training": _training, "generation": _generation, "scaling": _scaling}
         if kind not in tables:
             raise DataError(f"{path}: unknown benchmark '{kind}'; known: {', '.join(tables)}")
         lines = tables[kind](record, folder)
@@ -111,3 +111,19 @@ def _generation(record: dict[str, Any], _: Path) -> list[str]:
         for result in record["results"]
     ]
     return _table(["architecture", "Mult-Adds", *(f"sentences/s, {name}" for name in names)], rows, 1)
+
+
+def _scaling(record: dict[str, Any], _: Path) -> list[str]:
+    """Tokens a second by number of GPUs or processes, at one global batch."""
+    rows = [
+        [
+            str(result["count"]),
+            _spread(result["tokens_per_second"], ",.0f"),
+            f"{result['speed_up']:.2f}",
+            f"{result['largest_loss_difference']:.3f}",
+        ]
+        for result in record["results"]
+    ]
+    return _table(
+        ["GPUs or processes", "target tokens/s", "times the first", "largest difference of the loss"], rows, 0
+    )

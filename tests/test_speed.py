@@ -54,6 +54,12 @@ def test_training_and_generation(tmp_path):
     assert text.splitlines()[-1] == "| small | 54M | 300 (299 to 301) |"
 
 
+def test_scaling(tmp_path):
+    result = {"count": 2, "tokens_per_second": spread(9000.0), "speed_up": 1.876, "largest_loss_difference": 0.0012}
+    write(tmp_path, "gpus", {**FROM, "benchmark": "scaling", "results": [result]})
+    assert speed.render(tmp_path, "gpus").splitlines()[-1] == "| 2 | 9,000 (8,999 to 9,001) | 1.88 | 0.001 |"
+
+
 def test_blocks_of_a_file_are_filled(tmp_path):
     write(tmp_path, "ops", {**FROM, "results": []})
     text = results.render_blocks("a\n<!-- speed: ops -->\nold\n<!-- end -->\nb\n", tmp_path, "FILE")

@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""How training speeds up with the number of GPUs, at the same global batch: tokens a second, and the same losses.
+
+  scripts/bench_scaling.py multi30k_en_de_lite --data data/multi30k_en_de/bin --gpus 1,2
+  scripts/bench_scaling.py NAME --data DIR --gpus 1,2,4 --record results/speed/scaling_NAME.json common.bf16=true
+  scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --cpu          processes instead of GPUs
+
+Each count is one `lite-transformer train`; the experiment's batch is accumulated over as many batches as the largest
+count asks for, so that every run computes the same updates. Speed is the median over the log's intervals of the second
+half: the first one captures CUDA graphs and reads the data for the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _benchmark import provenance, summary
+from tqdm import tqdm
+
+from data_prep.io import write_json
+
+
+def train(count: int, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """What fairseq logged in each interval of a run with ``count`` processes: loss, tokens a second (wps), and more."""
+    words = [
+        sys.executable, "-m", "lite_transformer.cli.main", "train", args.config, "--data", str(args.data),
+        "--save-dir", str(folder), *(["--cpu", "--processes"] if args.cpu else ["--gpus"]), str(count),
+        f"optimization.max_update={args.updates}", f"optimization.update_freq=[{math.lcm(*args.gpus)}]",
+        f"common.log_interval={args.interval}", "common.log_format=json", "checkpoint.no_save=true",
+        "dataset.disable_validation=true", *args.overrides,
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"training with {count} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line.split(" | ", 3)[3]) for line in lines if " | train_inner | {" in line]
+
+
+def parse_args(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="name of an experiment in configs/")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options to change")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="binarized data")
+    parser.add_argument("--gpus", default="1,2", metavar="N[,N...]", help="counts to compare (default 1,2)")
+    parser.add_argument("--updates", type=int, default=400, metavar="N", help="of each run (default 400)")
+    parser.add_argument("--interval", type=int, default=20, metavar="N", help="updates of one sample (default 20)")
+    parser.add_argument("--cpu", action="store_true", help="processes on the CPU instead of GPUs")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write all samples as JSON")
+    parser.add_argument("--commit", metavar="HASH", help="of the code, where there is no git checkout")
+    args = parser.parse_intermixed_args(words)
+    counts = args.gpus.split(",")
+    if not all(count.isdigit() and int(count) > 0 for count in counts):
+        parser.error(f"--gpus {args.gpus}: counts, such as 1,2")
+    args.gpus = sorted({int(count) for count in counts})
+    if args.updates < 2 * args.interval:
+        parser.error(f"--updates {args.updates}: at least two intervals, {2 * args.interval}, are needed")
+    return args
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else list(words)
+    args = parse_args(words)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in tqdm(args.gpus, unit="run", disable=None):
+            intervals = train(count, args, Path(scratch) / str(count))
+            measured = intervals[len(intervals) // 2 :]
+            results.append({
+                "count": count,
+                "tokens_per_second": summary([float(interval["wps"]) for interval in measured]),
+                "updates_per_second": summary([float(interval["ups"]) for interval in measured]),
+                "losses": [float(interval["loss"]) for interval in intervals],
+            })  # fmt: skip
+    first = results[0]
+    for result in results:
+        result["speed_up"] = result["tokens_per_second"]["median"] / first["tokens_per_second"]["median"]
+        pairs = zip(result["losses"], first["losses"], strict=True)
+        result["largest_loss_difference"] = max(abs(mine - other) for mine, other in pairs)
+        print(
+            f"{result['count']} {'processes' if args.cpu else 'GPUs'}: "
+            f"{result['tokens_per_second']['median']:,.0f} tokens/s, {result['speed_up']:.2f} times the first, "
+            f"losses within {result['largest_loss_difference']:.3f}"
+        )
+    if args.record is not None:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        source = provenance("bench_scaling.py", words, "cpu" if args.cpu else "cuda", args.commit)
+        write_json(args.record, {"benchmark": "scaling", **source, "config": args.config, "results": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
