@@ -324,34 +324,68 @@ def check_tables(folder: Path) -> None:
         raise DataError(f"{path}, line {line}: not what the records give. Run: lite-transformer results --dir {folder}")
 
 
+# --- the metrics a task is judged by -------------------------------------------------------------------------------
+
+# The first group that a task has scores of counts; within it, rows are ordered and plotted by the last metric.
+_MAIN = (
+    ("tokenized_bleu",),
+    ("rouge1", "rouge2", "rougeL"),
+    ("rouge1_stem", "rouge2_stem", "rougeL_stem"),
+    ("sacrebleu",),
+    ("chrf",),
+)
+_TITLES = {"tokenized_bleu": "tokenized BLEU", "sacrebleu": "sacreBLEU", "chrf": "chrF"} | {
+    f"rouge{kind}{ending}": f"ROUGE-{kind}{title}"
+    for kind in ("1", "2", "L", "Lsum")
+    for ending, title in (("", ""), ("_stem", " (stemmed)"))
+}
+
+
+def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The metrics of a task's summary and, the last one, of its plot: tokenized BLEU, or ROUGE-1, -2 and -L, ...
+
+    Measured scores decide; the literature only where nothing was measured. A metric that we know nothing of stands
+    for itself.
+    """
+    measured = [item.metric for row in rows for run in row.runs.values() for item in run.metrics]
+    known = measured or [figure.metric for row in rows for figure in row.figures]
+    for group in _MAIN:
+        if found := tuple(metric for metric in group if metric in known):
+            return found
+    return tuple(known[:1])
+
+
 # --- summaries inside other files ----------------------------------------------------------------------------------
 
 _BLOCK = re.compile(r"(<!-- (?P<kind>results|speed): (?P<name>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_SUMMARY = ("test", "tokenized_bleu")
+_SPLIT = "test"
 
 
 def render_summary(rows: Sequence[Row]) -> str:
-    """A narrow table of one task: tokenized BLEU on test, measured and literature apart, best mean last."""
-    head = [
-        "row",
-        "Mult-Adds",
-        "updates",
-        "seeds",
-        "tokenized BLEU, measured",
-        "decoding",
-        "tokenized BLEU, literature",
-    ]
-    lines = [_markdown(head), _markdown(["---"] + ["---:"] * 4 + ["---", "---:"])]
+    """A narrow table of one task: its main metrics on test, measured and literature apart, best mean last."""
+    names = main_metrics(rows)
+    titles = [_TITLES.get(name, name) for name in names]
+    head = ["row", "Mult-Adds", "updates", "seeds"] + [f"{title}, measured" for title in titles] + ["decoding"]
+    head += [f"{title}, literature" for title in titles]
+    numbers = ["---:"] * len(names)
+    lines = [_markdown(head), _markdown(["---", *["---:"] * 3, *numbers, "---", *numbers])]
 
     def metrics(row: Row) -> list[Metric]:
         found = [item for run in row.runs.values() for item in run.metrics]
-        return [item for item in found if (item.split, item.metric) == _SUMMARY]
+        return [item for item in found if item.split == _SPLIT and item.metric in names]
 
-    def scores(row: Row) -> list[float]:
-        return [item.value for item in metrics(row)]
+    def scores(row: Row, name: str) -> list[float]:
+        return [item.value for item in metrics(row) if item.metric == name]
 
-    for row in sorted(rows, key=lambda row: (statistics.fmean(scores(row)) if scores(row) else 0.0, row.label)):
-        claims = [figure.value for figure in row.figures if (figure.split, figure.metric) == _SUMMARY]
+    def claims(row: Row, name: str) -> str:
+        found = [figure for figure in row.figures if (figure.split, figure.metric) == (_SPLIT, name)]
+        return ", ".join(f"{figure.value:.2f}" for figure in found)
+
+    def order(row: Row) -> tuple[float, str]:
+        found = scores(row, names[-1])
+        return statistics.fmean(found) if found else 0.0, row.label
+
+    for row in sorted(rows, key=order):
         updates = sorted({run.updates for run in row.runs.values()})
         lines.append(
             _markdown(
@@ -360,9 +394,9 @@ def render_summary(rows: Sequence[Row]) -> str:
                     f"{row.macs / 1e6:.1f}M",
                     ", ".join(f"{count:,}" for count in updates),
                     str(len(row.runs) or ""),
-                    _mean_and_spread(scores(row)),
+                    *(_mean_and_spread(scores(row, name)) for name in names),
                     ", ".join(dict.fromkeys(item.decoding for item in metrics(row))),
-                    ", ".join(f"{value:.2f}" for value in claims),
+                    *(claims(row, name) for name in names),
                 ]
             )
         )
@@ -410,19 +444,20 @@ def check_blocks(path: Path, folder: Path) -> None:
 
 
 def plotted_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that a task's plot shows: tokenized BLEU of every split that has measured runs."""
+    """The columns that a task's plot shows: its main metric on every split that has measured runs."""
+    names = main_metrics(rows)
     columns = {
         item.column: None
         for row in rows
         for run in row.runs.values()
         for item in run.metrics
-        if item.metric == "tokenized_bleu"
+        if item.metric == names[-1]
     }
     return list(columns)
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """One PNG a task with measured runs: a line a row, tokenized BLEU across, literature hollow; returns the paths."""
+    """One PNG a task with measured runs: a line a row, its main metric across, literature hollow; returns the paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -445,7 +480,7 @@ def write_plots(folder: Path) -> list[Path]:
                     claims, [y] * len(claims), "s", color=color, markerfacecolor="none", markersize=9,
                     label=f"{column[0]}, literature",
                 )  # fmt: skip
-        axes.set(title=task, xlabel="tokenized BLEU")
+        axes.set(title=task, xlabel=_TITLES.get(columns[0][1], columns[0][1]))
         axes.set_yticks(range(len(rows)), [f"{row.label} ({row.macs / 1e6:.1f}M)" for row in rows])
         axes.margins(x=0.1, y=0.15)
         axes.grid(alpha=0.3)

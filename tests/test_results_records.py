@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -160,8 +161,6 @@ def test_literature_is_read_strictly(folder):
 
 
 def test_literature_of_the_repository_can_be_read():
-    from pathlib import Path
-
     figures = results.read_literature(Path(__file__).parent.parent / "results")
     assert {(item.task, item.value) for item in figures} >= {("multi30k-en-de", 41.02), ("multi30k-en-fr", 61.80)}
 
@@ -172,3 +171,56 @@ def test_plot_shows_measured_rows(folder):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [item.name for item in path.parent.iterdir()] == [path.name]
     assert "![multi30k-en-de](plots/multi30k-en-de.png)" in results.render_tables(folder)
+
+
+ROUGE = {"rouge1": 41.0, "rouge2": 18.0, "rougeL": 38.0, "rougeLsum": 38.5, "rouge1_stem": 42.0, "rougeL_stem": 39.0}
+
+
+def rouge_metrics(names, signature="f1:mean|stem:no", plus=0.0):
+    return [results.Metric("test", name, ROUGE[name] + plus, signature, "beam 4") for name in names]
+
+
+def test_task_with_rouge_only_has_summary_plot_and_table(tmp_path):
+    for seed in (1, 2):
+        item = record("Lite", seed=seed, task="cnn", metrics=rouge_metrics(ROUGE, plus=float(seed - 1)))
+        results.write_record(tmp_path / "runs" / f"lite-{seed}.json", item)
+    low = record("Transformer", task="cnn", metrics=rouge_metrics(ROUGE, plus=-9.0), settings_sha256="5" * 64)
+    results.write_record(tmp_path / "runs" / "low.json", low)
+    figure = FIGURE | {"task": "cnn", "row": "Lite", "metric": "rougeL", "value": 38.3, "protocol": "files2rouge"}
+    bleu = FIGURE | {"task": "cnn", "row": "Lite"}  # nobody here measured it
+    (tmp_path / "literature.json").write_text(json.dumps([figure, bleu]), encoding="utf-8")
+    rows = results.rows_by_task(results.read_records(tmp_path), results.read_literature(tmp_path))["cnn"]
+    assert results.main_metrics(rows) == ("rouge1", "rouge2", "rougeL")
+    lite, transformer = (cells(results.render_summary(rows), label) for label in ("Lite", "Transformer"))
+    assert list(lite)[4:] == [
+        "ROUGE-1, measured", "ROUGE-2, measured", "ROUGE-L, measured", "decoding",
+        "ROUGE-1, literature", "ROUGE-2, literature", "ROUGE-L, literature",
+    ]  # fmt: skip
+    assert lite["ROUGE-2, measured"] == "18.50 (18.00 to 19.00)" and lite["ROUGE-L, literature"] == "38.30"
+    assert (lite["decoding"], lite["ROUGE-1, literature"], transformer["ROUGE-L, measured"]) == ("beam 4", "", "29.00")
+    summary = results.render_summary(rows)
+    assert summary.index("| Transformer |") < summary.index("| Lite |"), "the best is last"
+    assert [column[1] for column in results.plotted_columns(rows)] == ["rougeL"]
+    (path,) = results.write_plots(tmp_path)
+    assert path.name == "cnn.png"
+    table = results.render_tables(tmp_path)
+    assert "![cnn](plots/cnn.png)" in table
+    assert cells(table, "Transformer")["rouge1_stem, test, measured [3]"] == "33.00"
+
+
+@pytest.mark.parametrize(
+    ("measured", "claimed", "expected"),
+    [
+        (["rougeL", "tokenized_bleu", "sacrebleu"], ["rougeL"], ("tokenized_bleu",)),
+        (["rougeL_stem", "rouge1_stem", "chrf"], [], ("rouge1_stem", "rougeL_stem")),
+        (["chrf", "sacrebleu"], [], ("sacrebleu",)),
+        (["perplexity"], ["rougeL"], ("perplexity",)),
+        ([], ["rouge2", "rougeL"], ("rouge2", "rougeL")),
+        ([], [], ()),
+    ],
+)
+def test_main_metrics_of_a_task(measured, claimed, expected):
+    metrics = [results.Metric("test", name, 1.0, "s", "beam 4") for name in measured]
+    runs = {Path("a.json"): record(metrics=metrics)} if measured else {}
+    figures = [results.LiteratureFigure(**FIGURE | {"metric": name}) for name in claimed]
+    assert results.main_metrics([results.Row("Lite", runs, figures)]) == expected

@@ -1,16 +1,20 @@
 """Translates a test set with a trained model and scores it, each score with its protocol.
 
+  lite-transformer evaluate iwslt14_de_en_lite_160 --checkpoint runs/NAME --data DIR/bin --confidence
   lite-transformer evaluate --checkpoint runs/NAME/checkpoint_best.pt --data DIR/bin
   lite-transformer evaluate --checkpoint runs/NAME --average-last 10 --data DIR/bin --beam 5
   lite-transformer evaluate --checkpoint runs/NAME --data DIR/bin --record results/runs/NAME.json
 
-tokenized_bleu is computed on the words of the binarized test set, the protocol of the paper. Where `prepare` made the
-folder, sacrebleu and chrf are computed as well, on detokenized text against the raw reference; for summaries --rouge.
+With the name of an experiment its published protocol holds: averaging, beam, length penalty, lengths, compound split,
+metrics; options change it, and what differs from it is printed. tokenized_bleu is computed on the words of the
+binarized test set, the protocol of the paper. Where `prepare` made the folder, sacrebleu and chrf are computed as well,
+on detokenized text against the raw reference; for summaries --metric rouge. Two systems: lite-transformer compare.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,10 +28,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.corpora import CORPORA
 from data_prep.io import read_json, read_lines, sha256, write_lines
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
+from lite_transformer.scoring.protocols import METRICS, PROTOCOLS, Protocol, Search, find_protocol
 
 if TYPE_CHECKING:
     from lite_transformer.scoring.decoding import Hypothesis, Loaded
@@ -40,25 +46,45 @@ _VERSIONS = ("torch", "ve-fairseq", "sacrebleu", "numpy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # options and EXPERIMENT may be mixed in any order, which argparse does only when asked
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", required=True, metavar="PT",
-        help="the model, or a folder of checkpoints (its checkpoint_best.pt); several are an ensemble",
+        "experiment", nargs="?", metavar="EXPERIMENT", help="an experiment of configs/, or a protocol: "
+        f"{', '.join(PROTOCOLS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", metavar="PT",
+        help="the model, or a folder of checkpoints (what the protocol takes of it, or its checkpoint_best.pt); "
+        "several are an ensemble (default: runs/EXPERIMENT)",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="BIN", help="the binarized data, as for training")
     parser.add_argument(
         "--average-last", type=int, metavar="N", help="average the last N epoch checkpoints of the folder first"
     )
     parser.add_argument("--split", default="test", metavar="NAME", help="which split (default test)")
-    parser.add_argument("--beam", type=int, default=4, metavar="N", help="beam width (default 4)")
-    parser.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="length penalty (default 1)")
+    search = parser.add_argument_group("search (defaults: the experiment's protocol, or as given here)")
+    search.add_argument("--beam", type=int, metavar="N", help="beam width (4)")
+    search.add_argument("--lenpen", type=float, metavar="X", help="length penalty (1)")
+    search.add_argument("--max-len-a", type=float, metavar="A", help="at most A * source length + B subwords (0)")
+    search.add_argument("--max-len-b", type=int, metavar="B", help="see --max-len-a (200)")
+    search.add_argument("--min-len", type=int, metavar="N", help="at least N subwords (1)")
+    search.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="no n-gram of this size twice (0: any)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="source tokens in a batch (default 12000)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="sentences in a batch")
-    parser.add_argument("--compound-split", action="store_true", help="split hyphenated words first (WMT En-De only)")
+    parser.add_argument(
+        "--compound-split", action=argparse.BooleanOptionalAction, help="split hyphenated words first (WMT En-De only)"
+    )
+    parser.add_argument("--metric", choices=list(METRICS), help="which scores; " + "; ".join(
+        f"{name}: {scores}" for name, scores in METRICS.items()
+    ))  # fmt: skip
     parser.add_argument(
         "--subwords", choices=sorted(_JOIN), help="how the data was split (default: as prepare.json says, or bpe)"
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="raw reference (default: the one prepare kept)")
-    parser.add_argument("--rouge", action="store_true", help="ROUGE-1/2/L/Lsum too, without and with stemming")
+    parser.add_argument("--rouge", action="store_true", help="the scores of --metric rouge too")
+    parser.add_argument(
+        "--confidence", action="store_true", help="95 %% intervals by sacreBLEU's bootstrap: 1000 resamples, its seed"
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--fp16", action="store_true", help="search in half precision")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -78,6 +104,12 @@ def run(args: argparse.Namespace) -> int:
     for name in ("beam", "max_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    protocol = _protocol(args)
+    search = _search(args, protocol)
+    if args.confidence:
+        from lite_transformer.scoring import significance
+
+        significance.seed()  # a bad one is found before the search
     if not args.data.is_dir():
         raise DataError(
             f"no binarized data in {args.data} (no such folder). Run: lite-transformer prepare CORPUS --dest DIR, "
@@ -86,19 +118,21 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     from lite_transformer.scoring import decoding
 
-    checkpoints, averaged = _checkpoints(args)
+    checkpoints, averaged = _checkpoints(args, protocol)
     decoding.check_data(args.data, args.split, decoding.languages_of(checkpoints[0]))
     loaded = decoding.load(checkpoints, args.data, args.cpu, args.fp16)
-    search = decoding.Search(args.beam, args.lenpen)
+    pipeline = _target_pipeline(args.data, loaded.languages[1])
+    scoring = _Scoring(args, protocol, pipeline, loaded.languages[1])
     started = time.monotonic()
     hypotheses = decoding.translate(loaded, args.split, search, args.max_tokens, args.batch_size)
     seconds = time.monotonic() - started
-    pipeline = _target_pipeline(args.data, loaded.languages[1])
-    scores, translations = _score(args, hypotheses, pipeline, loaded.languages[1])
+    scores, translations = scoring.score(hypotheses)
     if args.output is not None:
         write_lines(args.output, translations)
     how = f"{search}{', fp16' if args.fp16 else ''}, {averaged}"
+    which = checkpoints[0].name if averaged == _averaged(None) else averaged
     result = {
+        "protocol": _protocol_json(args, protocol, search, which, scoring, len(hypotheses)) if protocol else None,
         "checkpoint": [str(path) for path in checkpoints],
         "data": str(args.data),
         "split": args.split,
@@ -116,26 +150,92 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(result: dict[str, Any], scores: list[Score], output: Path | None) -> str:
     lines = [f"{result['split']}: {result['sentences']} sentences, {result['decoding']}, {result['seconds']} s"]
+    if protocol := result["protocol"]:
+        lines.append(f"protocol {protocol['description']}; {protocol['source']}")
+        lines += [f"  {protocol['remark']}"] if protocol["remark"] else []
+        lines += [f"  not as in the protocol: {difference}" for difference in protocol["differences"]]
     lines += [str(score) for score in scores]
     lines += [f"translations in {output}"] if output is not None else []
     lines += [f"record in {result['record']}"] if "record" in result else []
     return "\n".join(lines) + "\n"
 
 
-def _checkpoints(args: argparse.Namespace) -> tuple[list[Path], str]:
-    """The files to load, and what they are in words."""
-    if args.average_last is None:
+# --- the protocol --------------------------------------------------------------------------------------------------
+
+
+def _protocol(args: argparse.Namespace) -> Protocol | None:
+    """The protocol of the experiment, if one is named; sets the default of --checkpoint."""
+    if args.experiment is None:
+        if args.checkpoint is None:
+            raise ConfigError("--checkpoint is missing: a file, or the folder of a run")
+        return None
+    name = args.experiment
+    if name not in PROTOCOLS:
+        from lite_transformer import training
+
+        name = training.find_config(name).stem
+    if args.checkpoint is None:
+        args.checkpoint = [Path("runs") / name]
+        if not args.checkpoint[0].is_dir():
+            raise CheckpointError(f"{args.checkpoint[0]}: no such folder. Give --checkpoint, a file or a run's folder")
+    return find_protocol(name)
+
+
+def _search(args: argparse.Namespace, protocol: Protocol | None) -> Search:
+    """The protocol's search, or the usual one, with the options that were given."""
+    names = [field.name for field in dataclasses.fields(Search)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    search = dataclasses.replace(protocol.search if protocol else Search(), **given)
+    search.check()
+    return search
+
+
+def _protocol_json(
+    args: argparse.Namespace, protocol: Protocol, search: Search, checkpoint: str, scoring: _Scoring, sentences: int
+) -> dict[str, Any]:
+    """The protocol, and everything in which this evaluation is another one."""
+    corpus = CORPORA.get(protocol.name)
+    prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
+    pairs = [
+        ("split", args.split, "test"),
+        ("corpus", prepared.get("corpus", protocol.name), protocol.name),
+        ("sentences", sentences, corpus.published_lines.get(args.split, sentences) if corpus else sentences),
+        ("checkpoint", checkpoint, _averaged(protocol.average_last) if protocol.average_last else "checkpoint_best.pt"),
+        ("compound split", scoring.compound_split, protocol.compound_split),
+        ("metric", scoring.metric, protocol.metric),
+    ]
+    for field in dataclasses.fields(Search):
+        pairs.append((field.name.replace("_", "-"), getattr(search, field.name), getattr(protocol.search, field.name)))
+    return {
+        "name": protocol.name,
+        "description": str(protocol),
+        "source": protocol.source,
+        "remark": protocol.remark,
+        "differences": [f"{what} is {here}, not {there}" for what, here, there in pairs if here != there],
+    }
+
+
+def _averaged(count: int | None) -> str:
+    return f"average of the last {count} epochs" if count else "one checkpoint"
+
+
+def _checkpoints(args: argparse.Namespace, protocol: Protocol | None) -> tuple[list[Path], str]:
+    """The files to load, and what they are in words. A protocol averages what a folder holds, never a given file."""
+    count = args.average_last
+    if count is None and protocol is not None and len(args.checkpoint) == 1 and args.checkpoint[0].is_dir():
+        count = protocol.average_last
+    if count is None:
         files = [path / "checkpoint_best.pt" if path.is_dir() else path for path in args.checkpoint]
-        return files, "one checkpoint" if len(files) == 1 else f"ensemble of {len(files)}"
+        return files, _averaged(None) if len(files) == 1 else f"ensemble of {len(files)}"
     if len(args.checkpoint) > 1:
         raise CheckpointError("--average-last averages the checkpoints of one folder: give one --checkpoint")
     from lite_transformer.models.averaging import last_epochs, write_average
 
     folder = args.checkpoint[0] if args.checkpoint[0].is_dir() else args.checkpoint[0].parent
-    paths = last_epochs(folder, args.average_last)
-    output = folder / f"average_last{args.average_last}_{paths[0].stem}.pt"
+    paths = last_epochs(folder, count)
+    output = folder / f"average_last{count}_{paths[0].stem}.pt"
     write_average(paths, output)
-    return [output], f"average of the last {args.average_last} epochs"
+    return [output], _averaged(count)
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -151,41 +251,71 @@ def _target_pipeline(data: Path, language: str) -> TextPipeline | None:
     return pipelines[language]
 
 
-def _score(
-    args: argparse.Namespace, hypotheses: list[Hypothesis], pipeline: TextPipeline | None, language: str
-) -> tuple[list[Score], list[str]]:
-    """The scores, and the translations as text."""
-    from lite_transformer.scoring import bleu
+class _Scoring:
+    """What is scored, against which files; everything that can be missing is missed here, before the search.
 
-    join = _JOIN[args.subwords or (pipeline.subword if pipeline else "bpe")]
-    words = [join(item.subwords) for item in hypotheses]
-    references = [join(item.reference) for item in hypotheses]
-    scores = [bleu.tokenized_bleu(words, references, compound_split=args.compound_split)]
-    if pipeline is None:
-        _refuse_rouge(args, f"{args.data} has no {RECORD_FILE}")
-        logger.info("%s has no %s: tokenized_bleu only, detokenized text is unknown", args.data, RECORD_FILE)
-        return scores, words
-    texts = [" ".join(pipeline.detokenize(line).split()) for line in words]
-    reference = _raw_reference(args, language)
-    if reference is None:
-        _refuse_rouge(args, f"there is no {args.split}.{language} beside {args.data}")
-        logger.warning("no raw reference %s.%s beside %s: tokenized_bleu only", args.split, language, args.data)
+    Attributes:
+        metric: the first kind of scores, a key of METRICS. compound_split: of tokenized_bleu.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, protocol: Protocol | None, pipeline: TextPipeline | None, language: str
+    ):
+        self.args, self.pipeline = args, pipeline
+        self.metric: str = args.metric or (protocol.metric if protocol else "bleu")
+        split = args.compound_split
+        self.compound_split: bool = (protocol is not None and protocol.compound_split) if split is None else split
+        self.rouge = args.rouge or self.metric == "rouge"
+        self.reference = _raw_reference(args, language) if pipeline else None
+        name = f"{args.split}.{language}"
+        if pipeline is None:
+            self._without_reference(f"{args.data} has no {RECORD_FILE}")
+        elif self.reference is None:
+            self._without_reference(f"there is no {name} beside {args.data}")
+
+    def _without_reference(self, reason: str) -> None:
+        if self.rouge:
+            flag = "--rouge" if self.args.rouge else "--metric rouge"
+            raise DataError(f"{flag} needs raw text, and {reason}. Make the data with: lite-transformer prepare CORPUS")
+        logger.warning("%s: tokenized_bleu only", reason)
+
+    def score(self, hypotheses: list[Hypothesis]) -> tuple[list[Score], list[str]]:
+        """The scores, and the translations as text, detokenized if it is known how."""
+        from lite_transformer.scoring import bleu
+
+        pipeline = self.pipeline
+        join = _JOIN[self.args.subwords or (pipeline.subword if pipeline else "bpe")]
+        words = [join(item.subwords) for item in hypotheses]
+        texts = [" ".join(pipeline.detokenize(line).split()) for line in words] if pipeline else words
+        scores: list[Score] = []
+        if self.metric == "bleu":
+            targets = [join(item.reference) for item in hypotheses]
+            found = bleu.tokenized_bleu(words, targets, compound_split=self.compound_split)
+            scores += self._sure([found], words, targets, compound_split=self.compound_split)
+        if pipeline is None or self.reference is None:
+            return scores, texts
+        raw = read_lines(self.reference)
+        if len(raw) != len(texts):
+            raise ScoringError(
+                f"{len(texts)} hypotheses for {len(raw)} lines of {self.reference}: not the same test set"
+            )
+        if self.metric == "bleu":
+            pair = [metric(texts, raw, lowercase=pipeline.lowercase) for metric in (bleu.sacrebleu, bleu.chrf)]
+            scores += self._sure(pair, texts, raw, lowercase=pipeline.lowercase)
+        if self.rouge:
+            from lite_transformer.scoring import rouge
+
+            logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score reports its tokenizer every time
+            scores += self._sure(rouge.rouge(texts, raw) + rouge.rouge(texts, raw, stem=True), texts, raw)
         return scores, texts
-    raw = read_lines(reference)
-    if len(raw) != len(texts):
-        raise ScoringError(f"{len(texts)} hypotheses for {len(raw)} lines of {reference}: not the same test set")
-    scores.append(bleu.sacrebleu(texts, raw, lowercase=pipeline.lowercase))
-    scores.append(bleu.chrf(texts, raw, lowercase=pipeline.lowercase))
-    if args.rouge:
-        from lite_transformer.scoring import rouge
 
-        scores += rouge.rouge(texts, raw) + rouge.rouge(texts, raw, stem=True)
-    return scores, texts
+    def _sure(self, scores: list[Score], lines: list[str], targets: list[str], **options: bool) -> list[Score]:
+        """The scores, with their intervals if those were asked for."""
+        if not self.args.confidence:
+            return scores
+        from lite_transformer.scoring import significance
 
-
-def _refuse_rouge(args: argparse.Namespace, reason: str) -> None:
-    if args.rouge:
-        raise DataError(f"--rouge needs raw text, and {reason}. Make the data with: lite-transformer prepare CORPUS")
+        return [significance.with_interval(score, lines, targets, **options) for score in scores]
 
 
 def _raw_reference(args: argparse.Namespace, language: str) -> Path | None:

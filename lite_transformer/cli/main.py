@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "download or read a corpus; clean, tokenize, split and binarize it",
     "train": "train an experiment of configs/ (or any fairseq YAML) on one or more processes",
     "evaluate": "average checkpoints, translate a test set and score it, with the protocol named",
+    "compare": "compare systems on one test set, with a paired significance test",
     "translate": "translate raw text with a trained model",
     "macs": "print Mult-Adds and parameters of an architecture beside the published figures",
     "results": "render the tables and plots of results/ from its run records",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 
 from lite_transformer.errors import ScoringError
 from lite_transformer.scoring.score import Score
+
+METRICS = ("tokenized_bleu", "sacrebleu", "chrf")
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
 
@@ -16,6 +19,17 @@ _COMPOUND = re.compile(r"(\S)-(\S)")
 def split_compounds(line: str) -> str:
     """``a-b`` -> ``a ##AT##-##AT## b``, the compound split of the WMT En-De scores (not of any other pair)."""
     return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", line)
+
+
+def package_metric(name: str, lowercase: bool = False) -> Metric:
+    """sacreBLEU's own object for 'tokenized_bleu', 'sacrebleu' or 'chrf'. Raises: KeyError for another name."""
+    # force only silences the warning about text that looks tokenized; it changes no number
+    make: dict[str, Callable[[], Metric]] = {
+        "tokenized_bleu": lambda: BLEU(lowercase=lowercase, force=True, tokenize="none", smooth_method="none"),
+        "sacrebleu": lambda: BLEU(lowercase=lowercase, force=True),
+        "chrf": lambda: CHRF(lowercase=lowercase),
+    }
+    return make[name]()
 
 
 def tokenized_bleu(
@@ -34,7 +48,7 @@ def tokenized_bleu(
     _check(hypotheses, references)
     if compound_split:
         hypotheses, references = ([split_compounds(line) for line in side] for side in (hypotheses, references))
-    metric = BLEU(lowercase=lowercase, force=True, tokenize="none", smooth_method="none")
+    metric = package_metric("tokenized_bleu", lowercase)
     value = metric.corpus_score(hypotheses, [references]).score
     split = "yes" if compound_split else "no"
     return Score("tokenized_bleu", value, f"{metric.get_signature()}|compound_split:{split}")
@@ -49,15 +63,14 @@ def sacrebleu(hypotheses: Sequence[str], references: Sequence[str], lowercase: b
         lowercase: ignore case, for models whose data is lower-cased; the signature says so.
     """
     _check(hypotheses, references)
-    # force only silences the warning about text that looks tokenized; it changes no number
-    metric = BLEU(lowercase=lowercase, force=True)
+    metric = package_metric("sacrebleu", lowercase)
     return Score("sacrebleu", metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature()))
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False) -> Score:
     """chrF2, the F-score of character n-grams, on detokenized text."""
     _check(hypotheses, references)
-    metric = CHRF(lowercase=lowercase)
+    metric = package_metric("chrf", lowercase)
     return Score("chrf", metric.corpus_score(hypotheses, [references]).score, str(metric.get_signature()))
 
 

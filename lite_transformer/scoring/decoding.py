@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,9 @@ import lite_transformer.models  # noqa: F401  (registers our models: fairseq ski
 from lite_transformer.errors import CheckpointError, DataError, LiteTransformerError
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.scoring.generation import check_count
+from lite_transformer.scoring.protocols import Search
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings of the beam search; lengths as in fairseq-generate."""
-
-    beam: int = 4
-    lenpen: float = 1.0
-    max_len_a: float = 0.0
-    max_len_b: int = 200
-
-    def __str__(self) -> str:
-        return f"beam {self.beam}, lenpen {self.lenpen:g}"
 
 
 @dataclass(frozen=True)
@@ -163,9 +151,7 @@ def translate(
     ).next_epoch_itr(shuffle=False)
     generator = task.build_generator(
         models,
-        GenerationConfig(
-            beam=search.beam, lenpen=search.lenpen, max_len_a=search.max_len_a, max_len_b=search.max_len_b
-        ),
+        GenerationConfig(**asdict(search)),
     )
     found: list[Hypothesis] = []
     with tqdm(total=len(dataset), desc=f"translate {split}", unit="sentence", disable=None) as progress:
