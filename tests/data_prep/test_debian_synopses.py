@@ -116,11 +116,11 @@ def test_without_apt_a_compressed_index_names_the_way(tmp_path, monkeypatch):
 
 def test_one_package_a_source_package():
     name = train_names(1)[0]
-    same = {f"lib{name}": name, f"{name}-doc": name, name: name}
-    descriptions = [describe(package, f"what {package} is for", f"{package}. {LONG}") for package in same]
-    assert split(*descriptions, sources=same)["train"] == [(f"{name}. {LONG}", f"what {name} is for")]
-    del same[name]
-    assert split(*descriptions[:2], sources=same)["train"] == [(f"lib{name}. {LONG}", f"what lib{name} is for")]
+    packages = ["zz", "aaa", name, f"{name}-doc"]
+    descriptions = [describe(package, f"what {package} is for", f"{package}. {LONG}") for package in packages]
+    of_one = dict.fromkeys(packages, name)
+    assert split(*descriptions, sources=of_one)["train"] == [(f"{name}. {LONG}", f"what {name} is for")]
+    assert split(*descriptions[:2], sources=of_one)["train"] == [(f"zz. {LONG}", "what zz is for")]
 
 
 def test_boilerplate_goes():

@@ -127,8 +127,13 @@ def test_alignment_and_leakage():
     train, valid, test = (next(pages_of(split)) for split in ("train", "valid", "test"))
     first, second = ("a", 1), ("a", 2)
     german = {
-        train: {first: "Wählen Sie Tabelle 1 im Menü.", second: "Nur auf Deutsch zu lesen.", ("c", 1): "Kurz."},
-        valid: {first: "Drucken Sie das ganze Dokument.", second: "Öffnen Sie bitte eine Datei."},
+        train: {
+            first: "Wählen Sie Tabelle 1 im Menü.",
+            second: "Nur auf Deutsch zu lesen.",
+            ("c", 1): "Kurz.",
+            ("d", 1): "Kurz.",
+        },
+        valid: {first: "Drucken Sie das ganze Dokument.", second: "Öffnen Sie eine Datei."},
         test: {
             first: "wählen sie »Tabelle 2« im Menü",  # the source is in train but for typography and number
             second: "Klicken Sie auf die Tabelle.",  # the target is in train
@@ -139,8 +144,13 @@ def test_alignment_and_leakage():
         "only/german": {first: "Diese Seite gibt es einmal."},
     }
     english = {
-        train: {first: "Choose table 1 in the menu.", ("c", 1): "Short.", ("x", 1): "Only in English here."},
-        valid: {first: "Print the whole document now.", second: "Please open one more file."},
+        train: {
+            first: "Choose table 1 in the menu.",
+            ("c", 1): "Short.",
+            ("d", 1): "Short.",
+            ("x", 1): "Only in English here.",
+        },
+        valid: {first: "Print the whole document now.", second: "Open one more file."},
         test: {
             first: "Pick the second table there.",
             second: "Choose TABLE 7 in the menu!",
@@ -152,7 +162,7 @@ def test_alignment_and_leakage():
     splits = help_.split_pages(german, english)
     assert splits["train"] == [("Wählen Sie Tabelle 1 im Menü.", "Choose table 1 in the menu."), ("Kurz.", "Short.")]
     assert splits["test"] == [("Drucken Sie das ganze Dokument.", "Print all of the document.")]
-    assert splits["valid"] == [("Öffnen Sie bitte eine Datei.", "Please open one more file.")]
+    assert splits["valid"] == [("Öffnen Sie eine Datei.", "Open one more file.")]
     assert help_.split_pages(english, german)["test"] == [pair[::-1] for pair in splits["test"]]
 
 
@@ -169,6 +179,7 @@ def test_leakage_is_measured():
 def test_nearest_line_shares_the_rare_words():
     lines = ["the file is open", "the sheet is open", "the file the file the file", ""]
     assert nearest_lines(lines, ["close the sheet", "FILE file file the the the", "nothing"]) == [1, 2, 0]
+    assert nearest_lines(["the file is here", "sheet", "the end is here"], ["the sheet is there"]) == [1]
 
 
 def write_packages(folder):
