@@ -153,6 +153,8 @@ def translate(
         models,
         GenerationConfig(**asdict(search)),
     )
+    if search.no_repeat_ngram_size:
+        generator.repeat_ngram_blocker = NoRepeatedNgrams(search.no_repeat_ngram_size)
     found: list[Hypothesis] = []
     with tqdm(total=len(dataset), desc=f"translate {split}", unit="sentence", disable=None) as progress:
         for sample in batches:
@@ -161,6 +163,34 @@ def translate(
     found.sort(key=lambda item: item.id)
     check_count([item.id for item in found], len(dataset))
     return found
+
+
+class NoRepeatedNgrams(torch.nn.Module):
+    """Forbids the token that would complete an n-gram which its hypothesis holds already.
+
+    It takes the place of fairseq 0.12's own, which without its CUDA extension compares the padding behind the
+    hypothesis instead of its end, and so forbids nothing (fairseq issues 4709, 5206).
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, tokens: torch.Tensor, lprobs: torch.Tensor, bsz: int, beam_size: int, step: int) -> torch.Tensor:
+        """``lprobs`` (N, V), changed in place: -inf for the forbidden tokens.
+
+        Args:
+            tokens: (N, L) with N = bsz * beam_size; a mark of the beginning, ``step`` generated tokens, padding.
+        """
+        if step < self.size:
+            return lprobs
+        history = tokens[:, 1 : step + 1]
+        ngrams = history.unfold(1, self.size, 1)  # (N, step - size + 1, size)
+        last = history[:, step - self.size + 1 :]  # (N, size - 1)
+        again = (ngrams[..., :-1] == last[:, None]).all(dim=-1)  # (N, step - size + 1)
+        # a token may follow several n-grams: added up, as the order of assignments to one place is undefined
+        count = torch.zeros_like(lprobs, dtype=torch.int32).scatter_add_(1, ngrams[..., -1], again.int())
+        return lprobs.masked_fill_(count > 0, -torch.inf)
 
 
 def _translate_batch(loaded: Loaded, generator: Any, sample: dict[str, Any]) -> list[Hypothesis]:

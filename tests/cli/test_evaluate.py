@@ -1,5 +1,6 @@
 """The evaluate verb on a tiny model that was trained for a few updates on a digit-copy corpus."""
 
+import itertools
 import json
 import random
 import shutil
@@ -15,7 +16,7 @@ from lite_transformer.cli.main import main
 from lite_transformer.errors import CheckpointError
 from lite_transformer.models.averaging import average_weights, last_epochs, write_average
 from lite_transformer.models.safe_load import load_checkpoint
-from lite_transformer.scoring import bleu, rouge
+from lite_transformer.scoring import bleu, rouge, significance
 
 SENTENCES = {"train": 400, "valid": 19, "test": 21}  # neither test size is a multiple of fairseq's default of 8
 MODEL = [
@@ -143,6 +144,135 @@ def test_tokenized_bleu_and_hypotheses_equal_fairseq_generate(trained, capsys, t
 
     with pytest.raises(ScoringError, match=r"hypotheses for 21 source lines.*--required-batch-size-multiple 1"):
         read_generation(path, expected=SENTENCES["test"])
+
+
+# the model's own translations have 20 or 21 subwords
+@pytest.mark.parametrize(
+    ("search", "printed"),
+    [
+        (
+            {"--beam": 3, "--lenpen": 0.6, "--max-len-a": 0.3, "--max-len-b": 12},
+            "beam 3, lenpen 0.6, max-len-a 0.3, max-len-b 12, one checkpoint",
+        ),
+        ({"--beam": 2, "--min-len": 24}, "beam 2, lenpen 1, min-len 24, one checkpoint"),
+    ],
+)
+def test_search_options_are_those_of_fairseq_generate(trained, capsys, tmp_path, search, printed):
+    from fairseq import options
+    from fairseq_cli import generate
+
+    from lite_transformer.scoring.generation import read_generation
+
+    def flags(chosen):
+        return [str(word) for pair in chosen.items() for word in pair]
+
+    data, run = trained
+    words = [str(data), "--path", str(run / "checkpoint_best.pt"), *flags(search), "--cpu", "--remove-bpe"]
+    words += ["--required-batch-size-multiple", "1", "--results-path", str(tmp_path)]
+    generate.main(options.parse_args_and_arch(options.get_generation_parser(), input_args=words))
+    expected = [row.hypothesis for row in read_generation(tmp_path / "generate-test.txt", SENTENCES["test"])]
+    bare = shutil.copytree(data, tmp_path / "bin")
+    (bare / "prepare.json").unlink()
+    base = ["--checkpoint", run, "--data", bare, "--output", tmp_path / "ours"]
+    assert evaluate_json(capsys, *base, *flags(search))["decoding"] == printed
+    assert read_lines(tmp_path / "ours") == expected
+    for name in set(search) - {"--beam", "--lenpen"}:  # neither is without effect here
+        evaluate_json(capsys, *base, *flags({key: value for key, value in search.items() if key != name}))
+        assert read_lines(tmp_path / "ours") != expected, name
+
+
+def test_no_ngram_is_repeated(trained, capsys, tmp_path):
+    data, run = trained
+    bare = shutil.copytree(data, tmp_path / "bin")
+    (bare / "prepare.json").unlink()
+    words = ["--checkpoint", run, "--data", bare, "--output", tmp_path / "ours", "--subwords", "none"]
+    words += ["--max-len-b", 40, "--min-len", 25]  # longer than the model likes, so that it repeats itself
+
+    def repeated():
+        lines = [line.split() for line in read_lines(tmp_path / "ours")]
+        pairs = [list(itertools.pairwise(line)) for line in lines]
+        return sum(len(set(line)) < len(line) for line in pairs)
+
+    evaluate_json(capsys, *words)
+    assert repeated() > 5
+    result = evaluate_json(capsys, *words, "--no-repeat-ngram-size", 2)
+    assert repeated() == 0
+    assert result["decoding"].endswith("max-len-b 40, min-len 25, no-repeat-ngram-size 2, one checkpoint")
+
+
+def test_protocol_of_an_experiment_holds_and_options_override(trained, capsys):
+    data, run = trained
+    base = ["--checkpoint", run, "--data", data]
+    result = evaluate_json(capsys, "wmt16_en_de_lite_200", *base)
+    assert result["decoding"] == "beam 4, lenpen 0.6, one checkpoint"
+    assert "compound_split:yes" in result["scores"][0]["signature"]
+    protocol = result["protocol"]
+    assert protocol["name"] == "wmt16_en_de" and "configs/wmt16.en-de/test.sh" in protocol["source"]
+    assert protocol["differences"] == ["corpus is parallel, not wmt16_en_de", "sentences is 21, not 3003"]
+    result = evaluate_json(
+        capsys, *base, "--beam", 2, "--no-compound-split", "--average-last", 2, "--split", "valid", "wmt16_en_de"
+    )  # fmt: skip
+    assert result["decoding"] == "beam 2, lenpen 0.6, average of the last 2 epochs"
+    assert "compound_split:no" in result["scores"][0]["signature"]
+    assert result["protocol"]["differences"] == [
+        "split is valid, not test",
+        "corpus is parallel, not wmt16_en_de",
+        "sentences is 19, not 3000",
+        "checkpoint is average of the last 2 epochs, not checkpoint_best.pt",
+        "compound split is False, not True",
+        "beam is 2, not 4",
+    ]
+    code, out, _ = evaluate(capsys, "iwslt14_de_en", "--checkpoint", run / "checkpoint_last.pt", "--data", data)
+    assert code == 0
+    assert "protocol iwslt14_de_en: average of the last 10 epochs, beam 4, lenpen 1; tokenized_bleu, sac" in out
+    assert "  not as in the protocol: checkpoint is checkpoint_last.pt, not average of the last 10 epochs\n" in out
+    code, _, err = evaluate(capsys, "iwslt14_de_en_lite_160", *base)
+    assert code == 2 and f"has {EPOCHS} epoch checkpoints (checkpointN.pt), 10 are to be averaged" in err
+    assert evaluate_json(capsys, *base, "--beam", 1)["protocol"] is None
+
+
+def test_rouge_protocol_scores_rouge_only_and_its_record_has_a_table(trained, capsys, tmp_path):
+    data, run = trained
+    output, path = tmp_path / "summaries", tmp_path / "results" / "runs" / "s.json"
+    limits = ["--min-len", 1, "--max-len-b", 40, "--no-repeat-ngram-size", 0, "--batch-size", 6]
+    words = ["cnn_dm_lite_496", "--checkpoint", run, "--data", data, "--output", output, *limits]
+    result = evaluate_json(capsys, *words, "--record", path, "--commit", "abc", "--row", "Tiny")
+    raw = read_lines(data.parent / "raw" / "test.en")
+    expected = rouge.rouge(read_lines(output), raw) + rouge.rouge(read_lines(output), raw, stem=True)
+    assert result["scores"] == [score.to_json() for score in expected]
+    assert expected[0].value > 20
+    record = results.read_record(path)
+    assert [item.metric for item in record.metrics] == [score.metric for score in expected]
+    assert main(["results", "--dir", str(tmp_path / "results")]) == 0
+    assert (tmp_path / "results" / "plots" / "parallel-de-en.png").is_file()
+    capsys.readouterr()
+    other = evaluate_json(capsys, *words, "--metric", "bleu")
+    assert [score["metric"] for score in other["scores"]] == ["tokenized_bleu", "sacrebleu", "chrf"]
+    assert "metric is bleu, not rouge" in other["protocol"]["differences"]
+    alone = shutil.copytree(data, tmp_path / "alone")
+    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--metric", "rouge")
+    assert code == 2 and f"--metric rouge needs raw text, and there is no test.en beside {alone}" in err
+
+
+def test_confidence_gives_intervals_and_changes_no_score(trained, capsys, tmp_path, monkeypatch):
+    data, run = trained
+    output = tmp_path / "translations"
+    words = ["--checkpoint", run, "--data", data, "--beam", 2, "--rouge", "--output", output]
+    plain = evaluate_json(capsys, *words)["scores"]
+    sure = evaluate_json(capsys, *words, "--confidence")["scores"]
+    assert [{key: score[key] for key in score if key != "interval"} for score in sure] == plain
+    assert len(sure) == 11 and all(score["interval"]["seed"] == 12345 for score in sure)
+    raw = read_lines(data.parent / "raw" / "test.en")
+    for found in sure[1:5]:
+        lowercase = not found["metric"].startswith("rouge")
+        expected = significance.score(found["metric"], read_lines(output), raw, lowercase, confidence=True)
+        assert expected.to_json() == found
+    code, out, err = evaluate(capsys, *words[:-2], "--confidence")
+    assert "Using default tokenizer" not in err, "a line of rouge-score's for each summary"
+    assert code == 0 and "± " in out and "(95 %, 1000 bootstrap resamples, seed 12345)  [nrefs:1|" in out
+    monkeypatch.setenv("SACREBLEU_SEED", "none")
+    code, out, err = evaluate(capsys, *words, "--confidence")
+    assert (code, out) == (2, "") and "SACREBLEU_SEED=none: a whole number from 1 is needed" in err
 
 
 def test_averages_the_last_epochs(trained, capsys):
@@ -290,6 +420,12 @@ def test_bad_input_is_one_line_and_exit_code_2(trained, capsys, tmp_path):
         (["--checkpoint", run, "--data", other], "are not those it was trained with", ""),
         (["--checkpoint", run, "--data", data, "--beam", "0"], "--beam 0: at least 1 is needed", ""),
         (["--checkpoint", run, run, "--data", data, "--average-last", "2"], "give one --checkpoint", ""),
+        (["--data", data], "--checkpoint is missing: a file, or the folder of a run", ""),
+        (["nosuch", "--checkpoint", run, "--data", data], "unknown experiment 'nosuch'. Known: cnn_dm_lite_496, ", ""),
+        (["small_cpu", "--checkpoint", run, "--data", data], "no evaluation protocol for 'small_cpu'. Known: ", ""),
+        (["cnn_dm", "--checkpoint", run, "--data", data, "--max-len-b", "50"], "--min-len 55 is more than", ""),
+        (["cnn_dm", "--checkpoint", run, "--data", data, "--min-len", "200"], "--max-len-b 140 leave", ""),
+        (["cnn_dm", "--data", data], f"{Path('runs') / 'cnn_dm'}: no such folder. Give --checkpoint", ""),
         (["--checkpoint", run, "--data", data, "--reference", tmp_path / "short"], "21 hypotheses for 1 lines of", ""),
     ]
     for words, *messages in cases:
