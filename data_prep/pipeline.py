@@ -30,7 +30,7 @@ from data_prep.corpora import SPLITS, Corpus
 from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json
 from data_prep.sources import obtain
 from data_prep.text import CODES_FILES, TextPipeline, clean_whitespace
-from data_prep.workers import chunked, map_in_order
+from data_prep.workers import chunked, map_in_order, run_alone
 from lite_transformer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ Pair = tuple[str, str]  # a source line and its target line
 
 OPTIONS_FILE = "options.json"
 RECORD_FILE = "prepare.json"
+LARGE_TEXT_BYTES = 50_000_000  # subwords of a larger text are learnt in a process of its own, which may grow to 1.5 GB
 PACKAGES = ("sacremoses", "subword-nmt", "sentencepiece", "Babel", "num2words")
 
 
@@ -316,8 +317,12 @@ def _write_subwords(options: Options, tokenized: Path, folder: Path, workers: in
     codes = folder / CODES_FILES[options.text["subword"]]
     if not codes.is_file():
         logger.info("learning %d %s units on train, both languages together", options.merges, options.text["subword"])
-        train = chain.from_iterable(iterate_lines(tokenized / f"train.{language}") for language in options.pair)
-        bpe.learn(options.text["subword"], train, options.merges, codes)
+        texts = [tokenized / f"train.{language}" for language in options.pair]
+        task = (options.text["subword"], texts, options.merges, codes)
+        if sum(path.stat().st_size for path in texts) > LARGE_TEXT_BYTES:
+            run_alone(_learn_codes, task)
+        else:
+            _learn_codes(task)
     for split in SPLITS:
         paths = [folder / f"{split}.{language}" for language in options.pair]
         if all(path.is_file() for path in paths):
@@ -333,6 +338,11 @@ def _write_subwords(options: Options, tokenized: Path, folder: Path, workers: in
                 for stream, line in zip(files, pair, strict=True):
                     stream.write(f"{line}\n")
             _check_not_empty(options, counts, [split])
+
+
+def _learn_codes(task: tuple[str, list[Path], int, Path]) -> None:
+    subword, texts, units, codes = task
+    bpe.learn(subword, chain.from_iterable(map(iterate_lines, texts)), units, codes)
 
 
 @dataclasses.dataclass(frozen=True)

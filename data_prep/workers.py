@@ -33,6 +33,18 @@ def chunked(items: Iterable[Item], size: int = CHUNK_LINES) -> Iterator[list[Ite
         yield chunk
 
 
+def run_alone(function: Callable[[Task], Result], task: Task) -> Result:
+    """function(task), computed by a process of its own: the memory it took is free again afterwards."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        try:
+            return executor.submit(function, task).result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a process was killed, probably for want of memory. Run the same command again on a machine with more; "
+                "finished steps are kept."
+            ) from None
+
+
 def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """function(task) for every task, in the order of the tasks, computed by ``workers`` processes.
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from data_prep.workers import chunked, map_in_order
+from data_prep.workers import chunked, map_in_order, run_alone
 from lite_transformer.errors import DataError
 
 
@@ -62,3 +62,12 @@ def test_error_of_a_task_is_raised(workers):
 def test_killed_process_is_reported():
     with pytest.raises(DataError, match=r"one of 2 processes was killed.*same command again with --workers 1"):
         list(map_in_order(die, range(10), workers=2))
+
+
+def test_process_of_its_own():
+    result, process = run_alone(square, 3)
+    assert result == 9 and process != os.getpid()
+    with pytest.raises(DataError, match="five"):
+        run_alone(fail, 5)
+    with pytest.raises(DataError, match="a process was killed, probably for want of memory"):
+        run_alone(die, 1)
