@@ -45,7 +45,7 @@ setup(
             "pytest-xdist>=3.5,<4",
             "hypothesis>=6.100,<7",
             # its interpreter runs the GPU kernels on the CPU; a CUDA build of torch brings its own
-            "triton>=3.2,<4; platform_system == 'Linux'",
+            "triton>=3.3,<4; platform_system == 'Linux'",
             "ruff>=0.6,<1",
             "mypy>=1.11,<2",
             "types-PyYAML",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
+import importlib.metadata
 import logging
 import os
 
@@ -21,7 +21,20 @@ BACKENDS = ("auto", "triton", "reference")
 
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_LONGEST_KERNEL = 255
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# tl.gather came with 3.3, which torch 2.7 brings.
+_OLDEST_TRITON = (3, 3)
+
+
+def _triton_version() -> tuple[int, int] | None:
+    """Of the installed Triton, without importing it; None if there is none."""
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+_TRITON = _triton_version()
 # Triton then runs its kernels on the CPU; like Triton, decided once.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
@@ -142,8 +155,10 @@ def _last_contiguous(tensor: Tensor, dims: int) -> Tensor:
 
 def _obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why the fused kernels cannot take this input, with what they take; None if they can."""
-    if not _HAS_TRITON:
+    if _TRITON is None:
         return "triton is not installed: it comes with the CUDA build of torch, or by `pip install triton`"
+    if _TRITON < _OLDEST_TRITON:
+        return f"triton {_TRITON[0]}.{_TRITON[1]} is older than 3.3: torch 2.7 and later bring one that will do"
     if x.dtype not in _TRITON_DTYPES:
         return f"x is {x.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
     if weight.dtype not in _TRITON_DTYPES:

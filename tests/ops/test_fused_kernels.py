@@ -213,8 +213,11 @@ def test_compiled_and_exported_models_keep_the_operator():
 # --- the choice of a backend ---------------------------------------------------------------------------------------
 
 
-def test_the_choice_is_logged_once(monkeypatch, caplog):
-    monkeypatch.setattr(convolution, "_HAS_TRITON", False)
+@pytest.mark.parametrize(
+    ("version", "text"), [(None, "triton is not installed"), ((3, 2), "triton 3.2 is older than 3.3")]
+)
+def test_the_choice_is_logged_once(monkeypatch, caplog, version, text):
+    monkeypatch.setattr(convolution, "_TRITON", version)
     convolution._log_choice.cache_clear()
     x, weight = torch.ones(3, 1, 4), torch.ones(2, 3)
     with caplog.at_level(logging.INFO, "lite_transformer.ops.convolution"):
@@ -222,7 +225,7 @@ def test_the_choice_is_logged_once(monkeypatch, caplog):
         for _ in range(3):
             ops.lightweight_conv(x, weight, 1)
     assert len(caplog.records) == 1
-    assert "plain torch instead of fused kernels: triton is not installed" in caplog.text
+    assert f"plain torch instead of fused kernels: {text}" in caplog.text
     convolution._log_choice.cache_clear()
 
 
