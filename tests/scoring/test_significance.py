@@ -51,6 +51,7 @@ def test_interval_is_sacrebleus(corpus, metric):
 @pytest.mark.parametrize("metric", ["rougeL", "rouge1_stem"])
 def test_interval_of_rouge_by_hand(corpus, metric):
     references, system, _, _ = corpus
+    system = [line.replace("police", "policing") for line in system]  # one word to the stemmer
     found = significance.score(metric, system, references, confidence=True)
     stem = metric.endswith("_stem")
     each = np.array(
