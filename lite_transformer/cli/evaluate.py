@@ -74,14 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compound-split", action=argparse.BooleanOptionalAction, help="split hyphenated words first (WMT En-De only)"
     )
-    parser.add_argument("--metric", choices=list(METRICS), help="which scores; " + "; ".join(
+    parser.add_argument("--metric", nargs="+", choices=list(METRICS), help="which scores; " + "; ".join(
         f"{name}: {scores}" for name, scores in METRICS.items()
     ))  # fmt: skip
     parser.add_argument(
         "--subwords", choices=sorted(_JOIN), help="how the data was split (default: as prepare.json says, or bpe)"
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="raw reference (default: the one prepare kept)")
-    parser.add_argument("--rouge", action="store_true", help="the scores of --metric rouge too")
     parser.add_argument(
         "--confidence", action="store_true", help="95 %% intervals by sacreBLEU's bootstrap: 1000 resamples, its seed"
     )
@@ -202,7 +201,7 @@ def _protocol_json(
         ("sentences", sentences, corpus.published_lines.get(args.split, sentences) if corpus else sentences),
         ("checkpoint", checkpoint, _averaged(protocol.average_last) if protocol.average_last else "checkpoint_best.pt"),
         ("compound split", scoring.compound_split, protocol.compound_split),
-        ("metric", scoring.metric, protocol.metric),
+        ("metric", " and ".join(scoring.metrics), protocol.metric),
     ]
     for field in dataclasses.fields(Search):
         pairs.append((field.name.replace("_", "-"), getattr(search, field.name), getattr(protocol.search, field.name)))
@@ -255,17 +254,16 @@ class _Scoring:
     """What is scored, against which files; everything that can be missing is missed here, before the search.
 
     Attributes:
-        metric: the first kind of scores, a key of METRICS. compound_split: of tokenized_bleu.
+        metrics: the kinds of scores, keys of METRICS. compound_split: of tokenized_bleu.
     """
 
     def __init__(
         self, args: argparse.Namespace, protocol: Protocol | None, pipeline: TextPipeline | None, language: str
     ):
         self.args, self.pipeline = args, pipeline
-        self.metric: str = args.metric or (protocol.metric if protocol else "bleu")
+        self.metrics: list[str] = args.metric or [protocol.metric if protocol else "bleu"]
         split = args.compound_split
         self.compound_split: bool = (protocol is not None and protocol.compound_split) if split is None else split
-        self.rouge = args.rouge or self.metric == "rouge"
         self.reference = _raw_reference(args, language) if pipeline else None
         name = f"{args.split}.{language}"
         if pipeline is None:
@@ -274,9 +272,10 @@ class _Scoring:
             self._without_reference(f"there is no {name} beside {args.data}")
 
     def _without_reference(self, reason: str) -> None:
-        if self.rouge:
-            flag = "--rouge" if self.args.rouge else "--metric rouge"
-            raise DataError(f"{flag} needs raw text, and {reason}. Make the data with: lite-transformer prepare CORPUS")
+        if "rouge" in self.metrics:
+            raise DataError(
+                f"--metric rouge needs raw text, and {reason}. Make the data with: lite-transformer prepare CORPUS"
+            )
         logger.warning("%s: tokenized_bleu only", reason)
 
     def score(self, hypotheses: list[Hypothesis]) -> tuple[list[Score], list[str]]:
@@ -288,7 +287,7 @@ class _Scoring:
         words = [join(item.subwords) for item in hypotheses]
         texts = [" ".join(pipeline.detokenize(line).split()) for line in words] if pipeline else words
         scores: list[Score] = []
-        if self.metric == "bleu":
+        if "bleu" in self.metrics:
             targets = [join(item.reference) for item in hypotheses]
             found = bleu.tokenized_bleu(words, targets, compound_split=self.compound_split)
             scores += self._sure([found], words, targets, compound_split=self.compound_split)
@@ -299,10 +298,10 @@ class _Scoring:
             raise ScoringError(
                 f"{len(texts)} hypotheses for {len(raw)} lines of {self.reference}: not the same test set"
             )
-        if self.metric == "bleu":
+        if "bleu" in self.metrics:
             pair = [metric(texts, raw, lowercase=pipeline.lowercase) for metric in (bleu.sacrebleu, bleu.chrf)]
             scores += self._sure(pair, texts, raw, lowercase=pipeline.lowercase)
-        if self.rouge:
+        if "rouge" in self.metrics:
             from lite_transformer.scoring import rouge
 
             logging.getLogger("absl").setLevel(logging.WARNING)  # rouge-score reports its tokenizer every time

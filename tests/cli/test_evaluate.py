@@ -99,7 +99,7 @@ def test_rouge_on_request(trained, capsys, tmp_path):
     data, run = trained
     output = tmp_path / "summaries"
     result = evaluate_json(
-        capsys, "--checkpoint", run, "--data", data, "--beam", 1, "--output", output, "--rouge"
+        capsys, "--checkpoint", run, "--data", data, "--beam", 1, "--output", output, "--metric", "bleu", "rouge"
     )  # fmt: skip
     expected = [
         score
@@ -109,11 +109,11 @@ def test_rouge_on_request(trained, capsys, tmp_path):
     assert result["scores"][3:] == [score.to_json() for score in expected]
     assert [score.metric for score in expected[::4]] == ["rouge1", "rouge1_stem"]
     alone = shutil.copytree(data, tmp_path / "alone")
-    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--rouge")
-    assert code == 2 and f"--rouge needs raw text, and there is no test.en beside {alone}" in err
+    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--metric", "rouge")
+    assert code == 2 and f"--metric rouge needs raw text, and there is no test.en beside {alone}" in err
     (alone / "prepare.json").unlink()
-    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--rouge")
-    assert code == 2 and f"--rouge needs raw text, and {alone} has no prepare.json" in err
+    code, _, err = evaluate(capsys, "--checkpoint", run, "--data", alone, "--metric", "rouge")
+    assert code == 2 and f"--metric rouge needs raw text, and {alone} has no prepare.json" in err
 
 
 def test_tokenized_bleu_and_hypotheses_equal_fairseq_generate(trained, capsys, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_rouge_protocol_scores_rouge_only_and_its_record_has_a_table(trained, ca
 def test_confidence_gives_intervals_and_changes_no_score(trained, capsys, tmp_path, monkeypatch):
     data, run = trained
     output = tmp_path / "translations"
-    words = ["--checkpoint", run, "--data", data, "--beam", 2, "--rouge", "--output", output]
+    words = ["--checkpoint", run, "--data", data, "--beam", 2, "--metric", "bleu", "rouge", "--output", output]
     plain = evaluate_json(capsys, *words)["scores"]
     sure = evaluate_json(capsys, *words, "--confidence")["scores"]
     assert [{key: score[key] for key in score if key != "interval"} for score in sure] == plain
