@@ -20,7 +20,8 @@ def device_name(device: str) -> str:
     """Of the graphics card, or of the processor and how many threads torch uses on it."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def processor() -> str:

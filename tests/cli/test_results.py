@@ -64,4 +64,5 @@ def test_blocks_of_another_file_are_filled_and_checked(folder, tmp_path, capsys)
 
 def test_tables_and_readme_of_the_repository_are_what_its_records_give():
     root = Path(__file__).parents[2]
-    assert main(["results", "--dir", str(root / "results"), "--into", str(root / "README.md"), "--check"]) == 0
+    pages = [str(root / "README.md"), str(root / "results" / "speed" / "README.md")]
+    assert main(["results", "--dir", str(root / "results"), "--into", *pages, "--check"]) == 0
