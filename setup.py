@@ -29,6 +29,7 @@ setup(
         "PyYAML>=6,<7",
         "sacrebleu>=2.4,<3",
         "sacremoses>=0.1,<0.2",
+        "regex>=2023.12",  # of sacremoses, too: letters and digits as Perl knows them
         "subword-nmt>=0.3.8,<0.4",
         "sentencepiece>=0.2,<0.3",
         "Babel>=2.14,<3",

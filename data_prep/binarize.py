@@ -61,15 +61,12 @@ def _dictionary(files: Iterable[Path], max_types: int | None) -> Any:
     from fairseq.data import Dictionary
 
     counts: Counter[str] = Counter()
-    lines = 0
     for path in files:
         for line in tqdm(iterate_lines(path), desc=f"count {path.name}", unit="line", disable=None, leave=False):
             counts.update(line.split())
-            lines += 1
     dictionary = Dictionary()
     for token, count in counts.items():
         dictionary.add_symbol(token, count)
-    dictionary.add_symbol(dictionary.eos_word, lines)
     dictionary.finalize(threshold=-1, nwords=max_types or -1, padding_factor=8)
     return dictionary
 

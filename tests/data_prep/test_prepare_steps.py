@@ -87,6 +87,7 @@ def test_fairseq_reads_the_result(tmp_path, source):
 
 def test_same_files_as_fairseq_preprocess(tmp_path, source):
     dest = tmp_path / "out"
+    (source / "val.de.gz").write_bytes(gzip.compress("Ω ist neu.\nΩ.\nEin Hund.\n".encode()))
     prepare(options(source, joined_dictionary=False), dest)
     command = [
         sys.executable,

@@ -55,7 +55,9 @@ def test_iwslt14_by_its_protocol(tmp_path):
     train[8] = ("wort " * 175, "word " * 175)
     train[9] = ("wort " * 176, "word " * 176)
     train[10] = ("Es ist ’ne Sache & mehr", "It’s a thing & more")
-    tests = iwslt_tests(**{"TED.tst2010": [("Wie geht’s &amp; so?", "It’s A &amp; B.")]})
+    tests = iwslt_tests(
+        **{"TED.tst2010": [("Wie geht’s &amp; so?", "It’s A &amp; B."), ("Ja.", "one two three four five")]}
+    )
     fixtures.write_iwslt14(tmp_path, train, tests)
     record = prepare(options("iwslt14_de_en", tmp_path), tmp_path / "out")
 
@@ -65,7 +67,7 @@ def test_iwslt14_by_its_protocol(tmp_path):
     for start, (title, description) in zip((0, 40, 80), titles, strict=True):
         expected += [(title, title), (description, description), *train[start : start + 40]]
     expected = [pair for pair in expected if pair not in (train[6], train[7], train[9])]
-    assert record["lines"] == {"train": 118, "valid": 5, "test": 13} and len(expected) == 123
+    assert record["lines"] == {"train": 118, "valid": 5, "test": 14} and len(expected) == 123
     for side, language in enumerate(("de", "en")):
         lines = [tokenize(pair[side], language).lower() for pair in expected]
         assert words(tmp_path / "out", f"valid.{language}") == lines[22::23]
