@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules.incremental import IncrementalModule, IncrementalState
+from lite_transformer.modules.linear import by_rows
 
 # As an attention mask: position t sees the positions up to t. No tensor is built where the kernel knows this mask.
 CAUSAL: Final = "causal"
@@ -149,20 +150,15 @@ class MultiheadAttention(IncrementalModule):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
-        return self._by_rows(self.out_proj, out), probabilities
-
-    @staticmethod
-    def _by_rows(projection: nn.Linear, x: Tensor) -> Tensor:
-        """The projection of (N, B, C') row by row: on a slice of channels torch adds the bias in a pass of its own."""
-        return projection(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return by_rows(self.out_proj, out), probabilities
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, R) of whole sequences."""
         if not (key is value and self.fuse_projections and _fuses(query)):
             return (
-                self._split_heads(self._by_rows(self.q_proj, query)),
-                self._split_heads(self._by_rows(self.k_proj, key)),
-                self._split_heads(self._by_rows(self.v_proj, value)),
+                self._split_heads(by_rows(self.q_proj, query)),
+                self._split_heads(by_rows(self.k_proj, key)),
+                self._split_heads(by_rows(self.v_proj, value)),
             )
         if key is query:
             q, k, v = self._project_together(query, self._together(self.q_proj, self.k_proj, self.v_proj), 3).unbind()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lite_transformer import ops
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules.incremental import IncrementalModule, IncrementalState
-from lite_transformer.modules.linear import xavier_linear
+from lite_transformer.modules.linear import by_rows, xavier_linear
 
 
 class ShortRangeConv(IncrementalModule):
@@ -99,8 +99,7 @@ class ShortRangeConv(IncrementalModule):
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
             padding_mask = None
         if self.linear1 is not None:
-            # by rows: of a slice of channels torch would add the bias in a pass of its own
-            x = self.linear1(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            x = by_rows(self.linear1, x)
             if self.gate:
                 x = F.glu(x, dim=-1)
         if incremental_state is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def xavier_linear(in_features: int, out_features: int, bias: bool = True, widened: bool = False) -> nn.Linear:
@@ -23,3 +23,8 @@ def xavier_linear(in_features: int, out_features: int, bias: bool = True, widene
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def by_rows(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer`` of (N, B, C), row by row: on a slice of channels torch adds the bias in a pass of its own."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])

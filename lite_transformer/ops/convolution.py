@@ -110,7 +110,7 @@ def _convolve(
     backend: str,
 ) -> Tensor:
     num_heads, kernel_size = weight.shape[-2:]
-    reference._check(x, num_heads, kernel_size, left_padding)
+    reference.check_shapes(x, num_heads, kernel_size, left_padding)
     if not 0.0 <= weight_dropout <= 1.0:
         raise UnsupportedInputError(f"weight_dropout = {weight_dropout} is no probability: give a value in [0, 1]")
     if padding_mask is not None:

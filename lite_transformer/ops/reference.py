@@ -35,7 +35,8 @@ SHORT = 64
 TILE = 1 << 21
 
 
-def _check(x: Tensor, num_heads: int, kernel_size: int, left_padding: int) -> None:
+def check_shapes(x: Tensor, num_heads: int, kernel_size: int, left_padding: int) -> None:
+    """Raises UnsupportedShapeError naming what does not fit."""
     if x.dim() != 3:
         raise UnsupportedShapeError(f"x must be (T, B, C), got {tuple(x.shape)}")
     if num_heads < 1 or x.size(2) % num_heads != 0:
@@ -63,7 +64,7 @@ def lightweight_conv(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
     if weight.dim() != 2:
         raise UnsupportedShapeError(f"weight must be (H, K), got {tuple(weight.shape)}")
     num_heads, kernel_size = weight.shape
-    _check(x, num_heads, kernel_size, left_padding)
+    check_shapes(x, num_heads, kernel_size, left_padding)
     length, batch, channels = x.shape
     inputs = _exact(x), _exact(weight, like=x)
     if torch.compiler.is_compiling() or x.numel() == 0:
@@ -96,7 +97,7 @@ def dynamic_conv(x: Tensor, weight: Tensor, left_padding: int) -> Tensor:
             f"weight must be (T, B, H, K) with the T and B of x {tuple(x.shape)}, got {tuple(weight.shape)}"
         )
     num_heads, kernel_size = weight.shape[2:]
-    _check(x, num_heads, kernel_size, left_padding)
+    check_shapes(x, num_heads, kernel_size, left_padding)
     convolve = _by_taps if torch.compiler.is_compiling() or x.numel() == 0 else _InBlocks.apply
     return convolve(_exact(x), _exact(weight, like=x), left_padding).to(x.dtype)
 
@@ -272,7 +273,7 @@ def dynamic_conv_step(window: Tensor, weight: Tensor) -> Tensor:
     """
     seen, batch, channels = window.shape
     num_heads, kernel_size = weight.shape[2:]
-    _check(window, num_heads, kernel_size, 0)
+    check_shapes(window, num_heads, kernel_size, 0)
     if seen > kernel_size:
         raise UnsupportedShapeError(f"a window of {seen} inputs is longer than the kernel size {kernel_size}")
     dtype = window.dtype
