@@ -5,7 +5,7 @@ fairseq builds flags from the annotations themselves, so they stay real types in
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, List, Optional
 
@@ -35,8 +35,8 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class TransformerBaselineConfig(FairseqDataclass):
-    """fairseq's Transformer as one flat, typed list of options; the baselines of the paper's tables use it."""
+class FlatConfig(FairseqDataclass):
+    """The options that every model here has, and how a flat, typed list of options is completed and checked."""
 
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = _option(  # type: ignore[valid-type]
         "relu", "feed-forward activation"
@@ -46,34 +46,12 @@ class TransformerBaselineConfig(FairseqDataclass):
     activation_dropout: float = _option(
         0.0, "dropout after the feed-forward activation", argparse_alias="--relu-dropout"
     )
-
-    encoder_embed_dim: int = _option(512, "channels of the encoder")
-    encoder_ffn_embed_dim: Optional[int] = _option(2048, "hidden channels of the encoder's feed-forward layers")
-    encoder_layers: int = _option(6, "number of encoder layers")
-    encoder_attention_heads: int = _option(8, "heads of the encoder's self-attention")
-    encoder_normalize_before: bool = _option(False, "layer norm before each encoder sublayer instead of after it")
-    encoder_learned_pos: bool = _option(False, "learned positions in the encoder")
-    encoder_layerdrop: float = _option(0.0, "probability to drop an encoder layer in training")
-    encoder_layers_to_keep: Optional[str] = _option(None, "load only these encoder layers, such as 0,2,4")
-    encoder_embed_path: Optional[str] = _option(None, "pre-trained encoder embedding, a text file")
-
-    decoder_embed_dim: Optional[int] = _option(None, "channels of the decoder; the encoder's unless given")
-    decoder_ffn_embed_dim: Optional[int] = _option(2048, "hidden channels of the decoder's feed-forward layers")
-    decoder_layers: int = _option(6, "number of decoder layers")
-    decoder_attention_heads: int = _option(8, "heads of the decoder's self-attention")
-    decoder_normalize_before: bool = _option(False, "layer norm before each decoder sublayer instead of after it")
     decoder_learned_pos: bool = _option(False, "learned positions in the decoder")
     decoder_layerdrop: float = _option(0.0, "probability to drop a decoder layer in training")
     decoder_layers_to_keep: Optional[str] = _option(None, "load only these decoder layers, such as 0,2,4")
-    decoder_embed_path: Optional[str] = _option(None, "pre-trained decoder embedding, a text file")
-
-    share_decoder_input_output_embed: bool = _option(False, "one matrix for the decoder's embedding and output")
-    share_all_embeddings: bool = _option(False, "one matrix for both embeddings and the output (joined dictionary)")
     no_token_positional_embeddings: bool = _option(False, "no positional embeddings")
     no_scale_embedding: bool = _option(False, "do not scale embeddings by the square root of their width")
     layernorm_embedding: bool = _option(False, "layer norm on the embeddings")
-    max_source_positions: int = _option(1024, "longest source, in tokens")
-    max_target_positions: int = _option(1024, "longest target, in tokens")
     checkpoint_activations: bool = _option(False, "recompute activations in the backward pass to save memory")
     offload_activations: bool = _option(False, "keep checkpointed activations in main memory")
     min_params_to_wrap: int = _option(100_000_000, "smallest layer wrapped by fully sharded data parallelism")
@@ -85,36 +63,10 @@ class TransformerBaselineConfig(FairseqDataclass):
 
     def problems(self) -> list[str]:
         """What does not fit together, one sentence each; empty if the model can be built."""
-        found = []
-        for side in SIDES:
-            embed_dim = getattr(self, f"{side}_embed_dim")
-            for name in (f"{side}_embed_dim", f"{side}_ffn_embed_dim", f"{side}_layers"):
-                if getattr(self, name) < 1:
-                    found.append(f"{_flag(name)} {getattr(self, name)} is not a positive number")
-            found += self._attention_problems(side, embed_dim)
-        if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
-            found.append(
-                "--share-all-embeddings needs equal widths, got "
-                f"{self.encoder_embed_dim} (encoder) and {self.decoder_embed_dim} (decoder)"
-            )
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{_flag(name)} {getattr(self, name)} is not a probability")
-        return found
-
-    def _attention_problems(self, side: str, embed_dim: int) -> list[str]:
-        heads = getattr(self, f"{side}_attention_heads")
-        if heads < 1 or embed_dim % heads != 0:
-            return [f"--{side}-attention-heads {heads} does not divide --{side}-embed-dim {embed_dim}"]
-        return []
+        raise NotImplementedError
 
     def _fill_in(self) -> None:
         """Puts a number where None means 'as another option'."""
-        if self.decoder_embed_dim is None:
-            self.decoder_embed_dim = self.encoder_embed_dim
-        for side in SIDES:
-            if getattr(self, f"{side}_ffn_embed_dim") is None:
-                setattr(self, f"{side}_ffn_embed_dim", getattr(self, f"{side}_embed_dim"))
 
     @classmethod
     def resolved(cls, options: Any):
@@ -139,12 +91,6 @@ class TransformerBaselineConfig(FairseqDataclass):
             raise ConfigError("; ".join(found))
         return config
 
-    def to_fairseq(self) -> TransformerConfig:
-        """The nested configuration that fairseq's encoder and decoder classes read."""
-        flat = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "_name"}
-        flat |= {"decoder_input_dim": self.decoder_embed_dim, "decoder_output_dim": self.decoder_embed_dim}
-        return TransformerConfig.from_namespace(Namespace(**flat))
-
     def kept_layers(self, side: str) -> list[int]:
         """Indices of the layers that are built: all, or those of ``*_layers_to_keep``."""
         keep = getattr(self, f"{side}_layers_to_keep")
@@ -156,46 +102,85 @@ class TransformerBaselineConfig(FairseqDataclass):
             raise ConfigError(f"--{side}-layers-to-keep {keep}: layers are numbered 0 to {layers - 1}")
         return indices
 
+    def _probability_problems(self, *names: str) -> list[str]:
+        return [
+            f"{_flag(name)} {getattr(self, name)} is not a probability"
+            for name in names
+            if not 0 <= getattr(self, name) <= 1
+        ]
+
+    def _size_problems(self, *names: str) -> list[str]:
+        return [
+            f"{_flag(name)} {getattr(self, name)} is not a positive number" for name in names if getattr(self, name) < 1
+        ]
+
+    def _attention_problems(self, side: str, embed_dim: int) -> list[str]:
+        heads = getattr(self, f"{side}_attention_heads")
+        if heads < 1 or embed_dim % heads != 0:
+            return [f"--{side}-attention-heads {heads} does not divide --{side}-embed-dim {embed_dim}"]
+        return []
+
 
 @dataclass
-class LiteTransformerConfig(TransformerBaselineConfig):
-    """Long-Short Range Attention with a flat feed-forward layer; the defaults are the paper's WMT model (496)."""
+class TransformerBaselineConfig(FlatConfig):
+    """fairseq's Transformer as one flat, typed list of options; the baselines of the paper's tables use it."""
 
-    encoder_embed_dim: int = _option(496, "channels of the encoder")
-    encoder_ffn_embed_dim: Optional[int] = _option(
-        None, "hidden channels of the encoder's feed-forward layers; flat (as many as channels) unless given"
-    )
-    encoder_attention_heads: int = _option(4, "heads of every encoder branch, unless --encoder-branch-heads is given")
-    decoder_ffn_embed_dim: Optional[int] = _option(
-        None, "hidden channels of the decoder's feed-forward layers; flat (as many as channels) unless given"
-    )
-    decoder_attention_heads: int = _option(4, "heads of every decoder branch, unless --decoder-branch-heads is given")
-    cross_attention_heads: int = _option(8, "heads of the decoder's attention to the encoder")
+    encoder_embed_dim: int = _option(512, "channels of the encoder")
+    encoder_ffn_embed_dim: Optional[int] = _option(2048, "hidden channels of the encoder's feed-forward layers")
+    encoder_layers: int = _option(6, "number of encoder layers")
+    encoder_attention_heads: int = _option(8, "heads of the encoder's self-attention")
+    encoder_normalize_before: bool = _option(False, "layer norm before each encoder sublayer instead of after it")
+    encoder_learned_pos: bool = _option(False, "learned positions in the encoder")
+    encoder_layerdrop: float = _option(0.0, "probability to drop an encoder layer in training")
+    encoder_layers_to_keep: Optional[str] = _option(None, "load only these encoder layers, such as 0,2,4")
+    encoder_embed_path: Optional[str] = _option(None, "pre-trained encoder embedding, a text file")
 
-    encoder_branches: List[str] = field(
-        default_factory=lambda: ["attention", "dynamic"],
-        metadata={"help": "kinds of the branches in channel order: attention, lightweight, dynamic"},
-    )
-    encoder_branch_dims: Optional[List[int]] = _option(None, "channels of each branch; an even split unless given")
-    encoder_branch_heads: Optional[List[int]] = _option(None, "heads of each branch")
-    encoder_branch_kernel_sizes: Optional[List[int]] = _option(
-        None, "kernel size of each branch in all layers; 0 (and attention) for the layer's own"
-    )
-    encoder_kernel_sizes: Optional[List[int]] = _option(
-        None, "kernel size of each layer; one number for all; 3,7,15,31,31,... unless given"
-    )
-    encoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
-        "glu", "gate of the dynamic convolution branch"
-    )
+    decoder_embed_dim: Optional[int] = _option(None, "channels of the decoder; the encoder's unless given")
+    decoder_ffn_embed_dim: Optional[int] = _option(2048, "hidden channels of the decoder's feed-forward layers")
+    decoder_layers: int = _option(6, "number of decoder layers")
+    decoder_attention_heads: int = _option(8, "heads of the decoder's self-attention")
+    decoder_normalize_before: bool = _option(False, "layer norm before each decoder sublayer instead of after it")
+    decoder_embed_path: Optional[str] = _option(None, "pre-trained decoder embedding, a text file")
 
-    decoder_branches: Optional[List[str]] = _option(None, "as --encoder-branches; the encoder's unless given")
-    decoder_branch_dims: Optional[List[int]] = _option(None, "as --encoder-branch-dims")
-    decoder_branch_heads: Optional[List[int]] = _option(None, "as --encoder-branch-heads")
-    decoder_branch_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-branch-kernel-sizes")
-    decoder_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-kernel-sizes")
-    decoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
-        "glu", "as --encoder-conv-gate"
-    )
+    share_decoder_input_output_embed: bool = _option(False, "one matrix for the decoder's embedding and output")
+    share_all_embeddings: bool = _option(False, "one matrix for both embeddings and the output (joined dictionary)")
+    max_source_positions: int = _option(1024, "longest source, in tokens")
+    max_target_positions: int = _option(1024, "longest target, in tokens")
+
+    def problems(self) -> list[str]:
+        """What does not fit together, one sentence each; empty if the model can be built."""
+        found = []
+        for side in SIDES:
+            embed_dim = getattr(self, f"{side}_embed_dim")
+            found += self._size_problems(f"{side}_embed_dim", f"{side}_ffn_embed_dim", f"{side}_layers")
+            found += self._attention_problems(side, embed_dim)
+        if self.share_all_embeddings and self.encoder_embed_dim != self.decoder_embed_dim:
+            found.append(
+                "--share-all-embeddings needs equal widths, got "
+                f"{self.encoder_embed_dim} (encoder) and {self.decoder_embed_dim} (decoder)"
+            )
+        return found + self._probability_problems(
+            "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"
+        )
+
+    def _fill_in(self) -> None:
+        """Puts a number where None means 'as another option'."""
+        if self.decoder_embed_dim is None:
+            self.decoder_embed_dim = self.encoder_embed_dim
+        for side in SIDES:
+            if getattr(self, f"{side}_ffn_embed_dim") is None:
+                setattr(self, f"{side}_ffn_embed_dim", getattr(self, f"{side}_embed_dim"))
+
+    def to_fairseq(self) -> TransformerConfig:
+        """The nested configuration that fairseq's encoder and decoder classes read."""
+        flat = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "_name"}
+        flat |= {"decoder_input_dim": self.decoder_embed_dim, "decoder_output_dim": self.decoder_embed_dim}
+        return TransformerConfig.from_namespace(Namespace(**flat))
+
+
+@dataclass
+class BranchOptions(FlatConfig):
+    """What all LSRA models have in common, on either side: options of the branches, their completion, their checks."""
 
     weight_dropout: float = _option(0.0, "DropConnect on the convolution kernels")
     no_weight_softmax: bool = _option(False, "do not normalise the convolution kernels by a softmax")
@@ -212,54 +197,37 @@ class LiteTransformerConfig(TransformerBaselineConfig):
         "auto", "what computes the convolutions: the Triton kernels on a GPU, or plain torch; same results"
     )
 
-    def _fill_in(self) -> None:
-        super()._fill_in()
-        if self.decoder_branches is None:
-            self.decoder_branches = list(self.encoder_branches)
-        for side in SIDES:
-            count = len(getattr(self, f"{side}_branches"))
-            embed_dim, layers = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_layers")
-            if getattr(self, f"{side}_branch_dims") is None and count and embed_dim % count == 0:
-                setattr(self, f"{side}_branch_dims", [embed_dim // count] * count)
-            if getattr(self, f"{side}_branch_heads") is None:
-                setattr(self, f"{side}_branch_heads", [getattr(self, f"{side}_attention_heads")] * count)
-            if getattr(self, f"{side}_branch_kernel_sizes") is None:
-                setattr(self, f"{side}_branch_kernel_sizes", [0] * count)
-            sizes = getattr(self, f"{side}_kernel_sizes")
-            if sizes is None:
-                setattr(self, f"{side}_kernel_sizes", default_kernel_sizes(layers))
-            elif len(sizes) == 1:
-                setattr(self, f"{side}_kernel_sizes", sizes * layers)
+    def _fill_in_branches(self, side: str, default_kernels: Callable[[int], list[int]]) -> None:
+        count = len(getattr(self, f"{side}_branches"))
+        embed_dim, layers = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_layers")
+        if getattr(self, f"{side}_branch_dims") is None and count and embed_dim % count == 0:
+            setattr(self, f"{side}_branch_dims", [embed_dim // count] * count)
+        if getattr(self, f"{side}_branch_heads") is None:
+            setattr(self, f"{side}_branch_heads", [getattr(self, f"{side}_attention_heads")] * count)
+        if getattr(self, f"{side}_branch_kernel_sizes") is None:
+            setattr(self, f"{side}_branch_kernel_sizes", [0] * count)
+        sizes = getattr(self, f"{side}_kernel_sizes")
+        if sizes is None:
+            setattr(self, f"{side}_kernel_sizes", default_kernels(layers))
+        elif len(sizes) == 1:
+            setattr(self, f"{side}_kernel_sizes", sizes * layers)
 
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for side in SIDES:
-            found += self._branch_problems(side)
-            sizes, layers = getattr(self, f"{side}_kernel_sizes"), getattr(self, f"{side}_layers")
-            if len(sizes) != layers:
-                found.append(
-                    f"--{side}-kernel-sizes has {len(sizes)} entries for --{side}-layers {layers}: give one a layer, "
-                    "or one for all"
-                )
-            if side == "encoder":
-                used = sizes + getattr(self, f"{side}_branch_kernel_sizes")
-                found += [
-                    f"--encoder-kernel-sizes: {size} is even; the encoder's convolution is centred and needs odd sizes"
-                    for size in dict.fromkeys(used)
-                    if size and size % 2 == 0
-                ]
-            found += [f"--{side}-kernel-sizes: {size} is not a positive number" for size in sizes if size < 1]
-        if self.cross_attention_heads < 1 or (self.decoder_embed_dim or 0) % self.cross_attention_heads != 0:
+    def _kernel_problems(self, side: str) -> list[str]:
+        found = []
+        sizes, layers = getattr(self, f"{side}_kernel_sizes"), getattr(self, f"{side}_layers")
+        if len(sizes) != layers:
             found.append(
-                f"--cross-attention-heads {self.cross_attention_heads} does not divide "
-                f"--decoder-embed-dim {self.decoder_embed_dim}"
+                f"--{side}-kernel-sizes has {len(sizes)} entries for --{side}-layers {layers}: give one a layer, "
+                "or one for all"
             )
-        if not 0 <= self.weight_dropout <= 1:
-            found.append(f"--weight-dropout {self.weight_dropout} is not a probability")
-        return found
-
-    def _attention_problems(self, side: str, embed_dim: int) -> list[str]:
-        return []  # heads belong to branches here, see _branch_problems
+        if side == "encoder":
+            used = sizes + getattr(self, f"{side}_branch_kernel_sizes")
+            found += [
+                f"--encoder-kernel-sizes: {size} is even; the encoder's convolution is centred and needs odd sizes"
+                for size in dict.fromkeys(used)
+                if size and size % 2 == 0
+            ]
+        return found + [f"--{side}-kernel-sizes: {size} is not a positive number" for size in sizes if size < 1]
 
     def _branch_problems(self, side: str) -> list[str]:
         kinds = getattr(self, f"{side}_branches")
@@ -320,6 +288,68 @@ class LiteTransformerConfig(TransformerBaselineConfig):
                 strict=True,
             )
         ]
+
+
+@dataclass
+class LiteTransformerConfig(BranchOptions, TransformerBaselineConfig):
+    """Long-Short Range Attention with a flat feed-forward layer; the defaults are the paper's WMT model (496)."""
+
+    encoder_embed_dim: int = _option(496, "channels of the encoder")
+    encoder_ffn_embed_dim: Optional[int] = _option(
+        None, "hidden channels of the encoder's feed-forward layers; flat (as many as channels) unless given"
+    )
+    encoder_attention_heads: int = _option(4, "heads of every encoder branch, unless --encoder-branch-heads is given")
+    decoder_ffn_embed_dim: Optional[int] = _option(
+        None, "hidden channels of the decoder's feed-forward layers; flat (as many as channels) unless given"
+    )
+    decoder_attention_heads: int = _option(4, "heads of every decoder branch, unless --decoder-branch-heads is given")
+    cross_attention_heads: int = _option(8, "heads of the decoder's attention to the encoder")
+
+    encoder_branches: List[str] = field(
+        default_factory=lambda: ["attention", "dynamic"],
+        metadata={"help": "kinds of the branches in channel order: attention, lightweight, dynamic"},
+    )
+    encoder_branch_dims: Optional[List[int]] = _option(None, "channels of each branch; an even split unless given")
+    encoder_branch_heads: Optional[List[int]] = _option(None, "heads of each branch")
+    encoder_branch_kernel_sizes: Optional[List[int]] = _option(
+        None, "kernel size of each branch in all layers; 0 (and attention) for the layer's own"
+    )
+    encoder_kernel_sizes: Optional[List[int]] = _option(
+        None, "kernel size of each layer; one number for all; 3,7,15,31,31,... unless given"
+    )
+    encoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
+        "glu", "gate of the dynamic convolution branch"
+    )
+
+    decoder_branches: Optional[List[str]] = _option(None, "as --encoder-branches; the encoder's unless given")
+    decoder_branch_dims: Optional[List[int]] = _option(None, "as --encoder-branch-dims")
+    decoder_branch_heads: Optional[List[int]] = _option(None, "as --encoder-branch-heads")
+    decoder_branch_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-branch-kernel-sizes")
+    decoder_kernel_sizes: Optional[List[int]] = _option(None, "as --encoder-kernel-sizes")
+    decoder_conv_gate: ChoiceEnum(["glu", "none"]) = _option(  # type: ignore[valid-type]
+        "glu", "as --encoder-conv-gate"
+    )
+
+    def _fill_in(self) -> None:
+        super()._fill_in()
+        if self.decoder_branches is None:
+            self.decoder_branches = list(self.encoder_branches)
+        for side in SIDES:
+            self._fill_in_branches(side, default_kernel_sizes)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for side in SIDES:
+            found += self._branch_problems(side) + self._kernel_problems(side)
+        if self.cross_attention_heads < 1 or (self.decoder_embed_dim or 0) % self.cross_attention_heads != 0:
+            found.append(
+                f"--cross-attention-heads {self.cross_attention_heads} does not divide "
+                f"--decoder-embed-dim {self.decoder_embed_dim}"
+            )
+        return found + self._probability_problems("weight_dropout")
+
+    def _attention_problems(self, side: str, embed_dim: int) -> list[str]:
+        return []  # heads belong to branches here, see _branch_problems
 
 
 def _flag(name: str) -> str:
