@@ -18,7 +18,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data_prep import bpe
 from data_prep.cleaning import Limits
 from data_prep.corpora import SPLITS, Corpus
-from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json
+from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json, write_lines
 from data_prep.sources import obtain
 from data_prep.text import CODES_FILES, TextPipeline, clean_whitespace
 from data_prep.workers import chunked, map_in_order, run_alone
@@ -54,6 +54,7 @@ class Options:
         merges: size of the subword model.
         joined_dictionary: one dictionary for both languages.
         seed: of generated corpora.
+        limit: only the first so many pairs of each split, for trying things; None: all.
     """
 
     corpus: Corpus
@@ -63,6 +64,13 @@ class Options:
     merges: int
     joined_dictionary: bool = True
     seed: int = 1
+    limit: int | None = None
+
+    @property
+    def valid_every(self) -> int | None:
+        """Every n-th pair of train goes to valid: as the corpus says, but a tenth of a slice that has fewer."""
+        every = self.corpus.valid_every
+        return every if every is None or self.limit is None else min(every, max(2, self.limit // 10))
 
 
 def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
@@ -99,8 +107,7 @@ def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
 def _run_steps(options: Options, sources: dict[str, Path], dest: Path, workers: int) -> None:
     _step(dest, "raw", lambda folder: _write_raw(options, sources, folder))
     if options.corpus.write_subwords is not None:
-        write_subwords = options.corpus.write_subwords
-        _step(dest, "bpe", lambda folder: write_subwords(sources, options.pair, folder))
+        _step(dest, "bpe", lambda folder: _write_published_subwords(options, sources, folder))
     elif not (dest / "bpe").is_dir():
         _step(dest, "tok", lambda folder: _write_tokenized(options, dest / "raw", folder, workers), keep=True)
         _step(dest, "bpe", lambda folder: _write_subwords(options, dest / "tok", folder, workers), keep=True)
@@ -179,6 +186,7 @@ def _describe(options: Options, sources: dict[str, Path] | None, dest: Path) -> 
         "merges": options.merges,
         "joined_dictionary": options.joined_dictionary,
         "seed": options.seed,
+        "limit": options.limit,
         "sources": hashes,
     }
 
@@ -229,10 +237,15 @@ def _write_raw(options: Options, sources: dict[str, Path], folder: Path) -> None
     corpus = options.corpus
     counts = dict.fromkeys(SPLITS, 0)
     empty = 0
+    cut_later = {"valid"} if corpus.valid_every else set()
     progress = tqdm(_read_pairs(options, sources), desc="read", unit="pair", disable=None, leave=False)
     with contextlib.ExitStack() as stack:
         files: dict[str, list[IO[str]]] = {}
         for split, source, target in progress:
+            if options.limit is not None and counts[split] >= options.limit:
+                if all(counts[name] >= options.limit for name in SPLITS if name not in cut_later):
+                    break
+                continue
             if not corpus.verbatim:
                 source, target = clean_whitespace(source), clean_whitespace(target)
                 # only train loses pairs: the line numbers of the other splits mean something
@@ -247,7 +260,6 @@ def _write_raw(options: Options, sources: dict[str, Path], folder: Path) -> None
     if empty:
         logger.warning("train: %d of %d pairs left out: one side is empty", empty, empty + counts["train"])
     if corpus.write_subwords is None:
-        cut_later = {"valid"} if corpus.valid_every else set()
         _check_not_empty(options, counts, set(SPLITS) - cut_later)
 
 
@@ -294,7 +306,7 @@ def _differences(options: Options, split: str) -> dict[str, Any]:
 def _write_tokenized(options: Options, raw: Path, folder: Path, workers: int) -> None:
     corpus = options.corpus
     for split in SPLITS:
-        is_cut = split == "train" and corpus.valid_every is not None
+        is_cut = split == "train" and options.valid_every is not None
         written = [split, "valid"] if is_cut else [split]
         paths = [folder / f"{part}.{language}" for part in written for language in options.pair]
         if all(path.is_file() for path in paths) or not (raw / f"{split}.{options.pair[0]}").is_file():
@@ -306,11 +318,19 @@ def _write_tokenized(options: Options, raw: Path, folder: Path, workers: int) ->
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(atomic_open(path)) for path in paths]
             for number, pair in enumerate(pairs, start=1):
-                is_valid = is_cut and corpus.valid_every and number % corpus.valid_every == 0
+                is_valid = is_cut and options.valid_every and number % options.valid_every == 0
                 counts["valid" if is_valid else split] += 1
                 for stream, line in zip(files[2:] if is_valid else files[:2], pair, strict=True):
                     stream.write(f"{line}\n")
             _check_not_empty(options, counts, written)
+
+
+def _write_published_subwords(options: Options, sources: dict[str, Path], folder: Path) -> None:
+    assert options.corpus.write_subwords is not None
+    options.corpus.write_subwords(sources, options.pair, folder)
+    if options.limit is not None:
+        for path in [folder / f"{split}.{language}" for split in SPLITS for language in options.pair]:
+            write_lines(path, islice(iterate_lines(path), options.limit))
 
 
 def _write_subwords(options: Options, tokenized: Path, folder: Path, workers: int) -> None:
@@ -411,9 +431,9 @@ def _write_binarized(options: Options, dest: Path, folder: Path, workers: int) -
 
 
 def _count_lines(options: Options, dest: Path) -> dict[str, int]:
-    """Lines by split; those that differ from what others report are logged."""
+    """Lines by split; those that differ from what others report are logged, unless a slice was asked for."""
     lines = {split: sum(1 for _ in iterate_lines(dest / "bpe" / f"{split}.{options.pair[0]}")) for split in SPLITS}
-    for split, published in options.corpus.published_lines.items():
+    for split, published in options.corpus.published_lines.items() if options.limit is None else ():
         if lines[split] != published:
             logger.warning("%s: %d lines, but %d are published", split, lines[split], published)
     return lines
@@ -438,6 +458,7 @@ def _record(options: Options, dest: Path, sizes: dict[str, int]) -> dict[str, An
         "joined_dictionary": options.joined_dictionary,
         "dictionary_sizes": sizes,
         "seed": options.seed,
+        "limit": options.limit,
         "lines": _count_lines(options, dest),
         "raw_sha256": {name: sha256(dest / "raw" / name) for name in names if (dest / "raw" / name).is_file()},
         "versions": {package: metadata.version(package) for package in PACKAGES},

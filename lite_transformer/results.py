@@ -8,6 +8,8 @@ only.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import re
 import statistics
@@ -18,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_prep.io import atomic_open, read_json, write_json
+from data_prep.io import atomic_open, read_json, sha256, write_json
 from lite_transformer import speed
 from lite_transformer.errors import DataError
 
@@ -26,6 +28,7 @@ RUNS = "runs"
 LITERATURE = "literature.json"
 TABLES = "tables.md"
 PLOTS = "plots"
+PREPARED = "prepare.json"  # of data_prep.pipeline, in every bin folder
 
 _HEADER = """# Results
 
@@ -197,6 +200,37 @@ def read_literature(folder: Path) -> list[LiteratureFigure]:
     return [_parse(LiteratureFigure, item, f"{path}, figure {number}") for number, item in enumerate(content, start=1)]
 
 
+# --- what makes two runs the same ----------------------------------------------------------------------------------
+
+
+def settings_hash(config: dict[str, Any]) -> str:
+    """A hash of what a run computes: model, task, criterion, optimizer, batches; not of seed, paths, logging, speed.
+
+    The batch counts as a whole: a run of one process and one of eight that divide its update_freq have one hash.
+    """
+    from lite_transformer.models.config import SPEED_OPTIONS
+
+    kept = {}
+    for section in ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset"):
+        content = config.get(section)
+        if isinstance(content, dict):
+            dropped = {"data", "num_workers", "seed", "no_seed_provided", *SPEED_OPTIONS}
+            content = {key: value for key, value in content.items() if key not in dropped}
+        kept[section] = content
+    processes = (config.get("distributed_training") or {}).get("distributed_world_size") or 1
+    if isinstance(kept["optimization"], dict) and kept["optimization"].get("update_freq"):
+        kept["optimization"]["update_freq"] = [freq * processes for freq in kept["optimization"]["update_freq"]]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def data_hashes(data: Path) -> dict[str, str]:
+    """Hashes of a bin folder's raw files if `prepare` made it, otherwise of the binarized ones; by name."""
+    prepared = read_json(data / PREPARED) if (data / PREPARED).is_file() else {}
+    if prepared.get("raw_sha256"):
+        return dict(prepared["raw_sha256"])
+    return {path.name: sha256(path) for path in sorted(data.glob("*.bin"))}
+
+
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
@@ -248,11 +282,12 @@ def rows_by_task(records: Mapping[Path, RunRecord], literature: Iterable[Literat
 
 
 def render_tables(folder: Path) -> str:
-    """The text of tables.md for a results folder."""
+    """The text of tables.md for a results folder: tasks of which something was measured."""
     tasks = rows_by_task(read_records(folder), read_literature(folder))
+    measured = {task: rows for task, rows in tasks.items() if any(row.runs for row in rows)}
     parts = [_HEADER]
-    parts += [_render_task(task, rows, folder) for task, rows in tasks.items()]
-    if not tasks:
+    parts += [_render_task(task, rows, folder) for task, rows in measured.items()]
+    if not measured:
         parts.append("No records yet.\n")
     return "\n".join(parts)
 

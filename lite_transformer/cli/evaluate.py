@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 import platform
@@ -33,6 +32,7 @@ from data_prep.io import read_json, read_lines, sha256, write_lines
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
+from lite_transformer.results import data_hashes, settings_hash
 from lite_transformer.scoring.protocols import METRICS, PROTOCOLS, Protocol, Search, find_protocol
 
 if TYPE_CHECKING:
@@ -195,8 +195,10 @@ def _protocol_json(
     """The protocol, and everything in which this evaluation is another one."""
     corpus = CORPORA.get(protocol.name)
     prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
+    limit = prepared.get("limit")
     pairs = [
         ("split", args.split, "test"),
+        ("data", f"a slice, the first {limit} pairs of each split" if limit else "whole", "whole"),
         ("corpus", prepared.get("corpus", protocol.name), protocol.name),
         ("sentences", sentences, corpus.published_lines.get(args.split, sentences) if corpus else sentences),
         ("checkpoint", checkpoint, _averaged(protocol.average_last) if protocol.average_last else "checkpoint_best.pt"),
@@ -371,7 +373,7 @@ def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], s
         config=config_file.as_posix() if config_file else "",
         config_sha256=sha256(config_file) if config_file else "",
         settings_sha256=settings_hash(config),
-        data=_data_hashes(args.data, prepared),
+        data=data_hashes(args.data),
         seed=int(config["common"]["seed"]),
         device=str(latest.get("device") or _device(loaded)),
         versions={name: metadata.version(name) for name in _VERSIONS} | {"python": platform.python_version()},
@@ -396,27 +398,6 @@ def _training_record(folder: Path) -> dict[str, Any]:
 def _experiment_file(training: dict[str, Any]) -> Path | None:
     path = Path("configs") / f"{training.get('experiment')}.yaml"
     return path if training and path.is_file() else None
-
-
-def settings_hash(config: dict[str, Any]) -> str:
-    """A hash of what a run computes: model, task, criterion, optimizer, batches; not of seed, paths, logging, speed."""
-    from lite_transformer.models.config import SPEED_OPTIONS
-
-    kept = {}
-    for section in ("model", "task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset"):
-        content = config.get(section)
-        if isinstance(content, dict):
-            dropped = {"data", "num_workers", "seed", "no_seed_provided", *SPEED_OPTIONS}
-            content = {key: value for key, value in content.items() if key not in dropped}
-        kept[section] = content
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _data_hashes(data: Path, prepared: dict[str, Any]) -> dict[str, str]:
-    """Hashes of the raw files if `prepare` made the data, otherwise of the binarized ones."""
-    if prepared.get("raw_sha256"):
-        return dict(prepared["raw_sha256"])
-    return {path.name: sha256(path) for path in sorted(data.glob("*.bin"))}
 
 
 def _commit(known: str | None) -> tuple[str, bool]:

@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--joined-dictionary", action=flag, help="one dictionary for both languages (default, but for iwslt14_de_en)"
     )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N pairs of each split: a slice for trying things"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of generated text (default 1)")
     parser.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N",
@@ -61,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     corpus = find_corpus(args.corpus)
     if args.workers < 1:
         raise DataError(f"--workers {args.workers}: at least 1 is needed.")
+    if args.limit is not None and args.limit < 1:
+        raise DataError(f"--limit {args.limit}: at least 1 is needed.")
     pair = parse_pair(args.pair, corpus)
     chosen = {name: getattr(args, name) for name in TEXT_OPTIONS if getattr(args, name) is not None}
     _refuse_choices(corpus, chosen, args.bpe_merges)
@@ -73,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         merges=corpus.merges if args.bpe_merges is None else args.bpe_merges,
         joined_dictionary=corpus.joined_dictionary if args.joined_dictionary is None else args.joined_dictionary,
         seed=args.seed,
+        limit=args.limit,
     )
     logger.info("corpus %s: %s", corpus.name, corpus.description)
     logger.info("licence: %s", corpus.licence)
@@ -81,8 +87,9 @@ def run(args: argparse.Namespace) -> int:
     record = prepare(options, args.dest, args.workers)
     counts = ", ".join(f"{split} {count}" for split, count in record["lines"].items())
     sizes = ", ".join(f"{language} {size}" for language, size in record["dictionary_sizes"].items())
+    what = f"a slice of {corpus.name}" if args.limit else corpus.name
     sys.stdout.write(
-        f"{corpus.name} {'-'.join(pair)} is ready in {args.dest} (lines: {counts}; dictionary: {sizes}). "
+        f"{what} {'-'.join(pair)} is ready in {args.dest} (lines: {counts}; dictionary: {sizes}). "
         f"Next: lite-transformer train CONFIG --data {args.dest / 'bin'} --save-dir DIR\n"
     )
     return 0
