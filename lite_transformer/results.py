@@ -123,7 +123,7 @@ class LiteratureFigure:
 # --- reading and writing -------------------------------------------------------------------------------------------
 
 
-def _parse(cls: type, content: Any, where: str) -> Any:
+def parse_dataclass(cls: type, content: Any, where: str) -> Any:
     """Data as an instance of a dataclass. Raises: DataError naming unknown or missing keys and wrong types."""
     if not isinstance(content, dict):
         raise DataError(f"{where}: an object with the keys of {cls.__name__} is expected")
@@ -141,7 +141,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
-        return _parse(typing.cast(type, kind), value, where)
+        return parse_dataclass(typing.cast(type, kind), value, where)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if origin is None and type(value) is kind and kind is not float:
@@ -151,7 +151,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 def read_record(path: Path) -> RunRecord:
     """A run's record. Raises: DataError naming the file and the key that is unknown, missing or of a wrong type."""
-    record: RunRecord = _parse(RunRecord, read_json(path), str(path))
+    record: RunRecord = parse_dataclass(RunRecord, read_json(path), str(path))
     if record.kind != "measured":
         raise DataError(f"{path}: key kind: '{record.kind}' is not 'measured'; literature goes to {LITERATURE}")
     if not record.metrics:
@@ -197,7 +197,7 @@ def read_literature(folder: Path) -> list[LiteratureFigure]:
     content = read_json(path)
     if not isinstance(content, list):
         raise DataError(f"{path}: a list of figures is expected")
-    return [_parse(LiteratureFigure, item, f"{path}, figure {number}") for number, item in enumerate(content, start=1)]
+    return [parse_dataclass(LiteratureFigure, item, f"{path}, figure {number}") for number, item in enumerate(content, start=1)]
 
 
 # --- what makes two runs the same ----------------------------------------------------------------------------------
