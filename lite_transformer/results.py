@@ -197,7 +197,10 @@ def read_literature(folder: Path) -> list[LiteratureFigure]:
     content = read_json(path)
     if not isinstance(content, list):
         raise DataError(f"{path}: a list of figures is expected")
-    return [parse_dataclass(LiteratureFigure, item, f"{path}, figure {number}") for number, item in enumerate(content, start=1)]
+    return [
+        parse_dataclass(LiteratureFigure, item, f"{path}, figure {number}")
+        for number, item in enumerate(content, start=1)
+    ]
 
 
 # --- what makes two runs the same ----------------------------------------------------------------------------------
