@@ -62,12 +62,9 @@ def test_an_experiment_can_be_started_as_its_head_says(path: Path):
 def test_the_experiments_of_the_paper_are_there():
     lite = [f"wmt{pair}_lite_{dim}" for pair in ("16_en_de", "14_en_fr") for dim in (200, 408, 496)]
     lite += [f"iwslt14_de_en_lite_{dim}" for dim in (160, 240, 320)] + ["cnn_dm_lite_496"]
-    baselines = [
-        "iwslt14_de_en_transformer_63m",
-        "wmt16_en_de_transformer_87m",
-        "wmt14_en_fr_transformer_87m",
-        "cnn_dm_transformer_2g",
-    ]
+    baselines = [f"wmt{pair}_transformer_{macs}m" for pair in ("16_en_de", "14_en_fr") for macs in (87, 338, 527)]
+    baselines += [f"iwslt14_de_en_transformer_{macs}m" for macs in (63, 139, 215)]
+    baselines += [f"iwslt14_de_en_lightconv_{macs}m" for macs in (52, 115, 204)] + ["cnn_dm_transformer_2g"]
     assert {path.stem for path in PAPER} == {*lite, *baselines}
 
 
