@@ -310,18 +310,18 @@ def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
                 notes.append(protocol)
             head.append(f"{metric}, {split}, {kind} [{notes.index(protocol) + 1}]")
     head += ["seeds", "records, sources"]
-    lines = [_markdown(head), _markdown(["---"] + ["---:"] * (len(head) - 2) + ["---"])]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 2) + ["---"])]
     for row in rows:
         first = next(iter(row.runs.values()), None)
         cells = [row.label, f"{row.macs:,}" if row.macs else ""]
         cells += [f"{first.params_core:,}", f"{first.params_total:,}"] if first else ["", ""]
         for column in published:
             cells.append(", ".join(f"{figure.value:.2f}" for figure in row.figures if figure.column == column))
-        cells += [_mean_and_spread(row.values(column)) for column in measured]
+        cells += [mean_and_spread(row.values(column)) for column in measured]
         links = [f"[{run.seed}]({path.relative_to(folder).as_posix()})" for path, run in row.runs.items()]
         links += dict.fromkeys(figure.source for figure in row.figures)
         cells += [str(len(row.runs)) if row.runs else "", ", ".join(links)]
-        lines.append(_markdown(cells))
+        lines.append(markdown_row(cells))
     footnotes = [f"[{number}] `{protocol}`  " for number, protocol in enumerate(notes, start=1)]
     text = [f"## {task}", "", *lines, "", *footnotes]
     if plotted_columns(rows):
@@ -329,11 +329,13 @@ def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
     return "\n".join(text) + "\n"
 
 
-def _markdown(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
+    """'41.00 (40.00 to 42.00)', the one value alone, or '' of none."""
     if not values:
         return ""
     mean = statistics.fmean(values)
@@ -372,7 +374,7 @@ _MAIN = (
     ("sacrebleu",),
     ("chrf",),
 )
-_TITLES = {"tokenized_bleu": "tokenized BLEU", "sacrebleu": "sacreBLEU", "chrf": "chrF"} | {
+METRIC_TITLES = {"tokenized_bleu": "tokenized BLEU", "sacrebleu": "sacreBLEU", "chrf": "chrF"} | {
     f"rouge{kind}{ending}": f"ROUGE-{kind}{title}"
     for kind in ("1", "2", "L", "Lsum")
     for ending, title in (("", ""), ("_stem", " (stemmed)"))
@@ -402,11 +404,11 @@ _SPLIT = "test"
 def render_summary(rows: Sequence[Row]) -> str:
     """A narrow table of one task: its main metrics on test, measured and literature apart, best mean last."""
     names = main_metrics(rows)
-    titles = [_TITLES.get(name, name) for name in names]
+    titles = [METRIC_TITLES.get(name, name) for name in names]
     head = ["row", "Mult-Adds", "updates", "seeds"] + [f"{title}, measured" for title in titles] + ["decoding"]
     head += [f"{title}, literature" for title in titles]
     numbers = ["---:"] * len(names)
-    lines = [_markdown(head), _markdown(["---", *["---:"] * 3, *numbers, "---", *numbers])]
+    lines = [markdown_row(head), markdown_row(["---", *["---:"] * 3, *numbers, "---", *numbers])]
 
     def metrics(row: Row) -> list[Metric]:
         found = [item for run in row.runs.values() for item in run.metrics]
@@ -426,13 +428,13 @@ def render_summary(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=order):
         updates = sorted({run.updates for run in row.runs.values()})
         lines.append(
-            _markdown(
+            markdown_row(
                 [
                     row.label,
                     f"{row.macs / 1e6:.1f}M",
                     ", ".join(f"{count:,}" for count in updates),
                     str(len(row.runs) or ""),
-                    *(_mean_and_spread(scores(row, name)) for name in names),
+                    *(mean_and_spread(scores(row, name)) for name in names),
                     ", ".join(dict.fromkeys(item.decoding for item in metrics(row))),
                     *(claims(row, name) for name in names),
                 ]
@@ -518,7 +520,7 @@ def write_plots(folder: Path) -> list[Path]:
                     claims, [y] * len(claims), "s", color=color, markerfacecolor="none", markersize=9,
                     label=f"{column[0]}, literature",
                 )  # fmt: skip
-        axes.set(title=task, xlabel=_TITLES.get(columns[0][1], columns[0][1]))
+        axes.set(title=task, xlabel=METRIC_TITLES.get(columns[0][1], columns[0][1]))
         axes.set_yticks(range(len(rows)), [f"{row.label} ({row.macs / 1e6:.1f}M)" for row in rows])
         axes.margins(x=0.1, y=0.15)
         axes.grid(alpha=0.3)

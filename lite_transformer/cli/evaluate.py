@@ -33,7 +33,7 @@ from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
 from lite_transformer.results import data_hashes, settings_hash
-from lite_transformer.scoring.protocols import METRICS, PROTOCOLS, Protocol, Search, find_protocol
+from lite_transformer.scoring.protocols import METRICS, PROTOCOLS, Protocol, Search, averaging, find_protocol
 
 if TYPE_CHECKING:
     from lite_transformer.scoring.decoding import Hypothesis, Loaded
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         write_lines(args.output, translations)
     how = f"{search}{', fp16' if args.fp16 else ''}, {averaged}"
-    which = checkpoints[0].name if averaged == _averaged(None) else averaged
+    which = checkpoints[0].name if averaged == averaging(None) else averaged
     result = {
         "protocol": _protocol_json(args, protocol, search, which, scoring, len(hypotheses)) if protocol else None,
         "checkpoint": [str(path) for path in checkpoints],
@@ -201,7 +201,7 @@ def _protocol_json(
         ("data", f"a slice, the first {limit} pairs of each split" if limit else "whole", "whole"),
         ("corpus", prepared.get("corpus", protocol.name), protocol.name),
         ("sentences", sentences, corpus.published_lines.get(args.split, sentences) if corpus else sentences),
-        ("checkpoint", checkpoint, _averaged(protocol.average_last) if protocol.average_last else "checkpoint_best.pt"),
+        ("checkpoint", checkpoint, averaging(protocol.average_last) if protocol.average_last else "checkpoint_best.pt"),
         ("compound split", scoring.compound_split, protocol.compound_split),
         ("metric", " and ".join(scoring.metrics), protocol.metric),
     ]
@@ -216,10 +216,6 @@ def _protocol_json(
     }
 
 
-def _averaged(count: int | None) -> str:
-    return f"average of the last {count} epochs" if count else "one checkpoint"
-
-
 def _checkpoints(args: argparse.Namespace, protocol: Protocol | None) -> tuple[list[Path], str]:
     """The files to load, and what they are in words. A protocol averages what a folder holds, never a given file."""
     count = args.average_last
@@ -227,7 +223,7 @@ def _checkpoints(args: argparse.Namespace, protocol: Protocol | None) -> tuple[l
         count = protocol.average_last
     if count is None:
         files = [path / "checkpoint_best.pt" if path.is_dir() else path for path in args.checkpoint]
-        return files, _averaged(None) if len(files) == 1 else f"ensemble of {len(files)}"
+        return files, averaging(None) if len(files) == 1 else f"ensemble of {len(files)}"
     if len(args.checkpoint) > 1:
         raise CheckpointError("--average-last averages the checkpoints of one folder: give one --checkpoint")
     from lite_transformer.models.averaging import last_epochs, write_average
@@ -236,7 +232,7 @@ def _checkpoints(args: argparse.Namespace, protocol: Protocol | None) -> tuple[l
     paths = last_epochs(folder, count)
     output = folder / f"average_last{count}_{paths[0].stem}.pt"
     write_average(paths, output)
-    return [output], _averaged(count)
+    return [output], averaging(count)
 
 
 # --- scores --------------------------------------------------------------------------------------------------------

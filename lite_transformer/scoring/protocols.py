@@ -87,9 +87,14 @@ class Protocol:
     remark: str = ""
 
     def __str__(self) -> str:
-        chosen = f"average of the last {self.average_last} epochs" if self.average_last else "checkpoint_best.pt"
+        chosen = averaging(self.average_last) if self.average_last else "checkpoint_best.pt"
         split = ", compound split" if self.compound_split else ""
         return f"{self.name}: {chosen}, {self.search}{split}; {METRICS[self.metric]}"
+
+
+def averaging(count: int | None) -> str:
+    """Which weights are evaluated, as it stands in records and in the names of protocols."""
+    return f"average of the last {count} epochs" if count else "one checkpoint"
 
 
 _REFERENCE = "configs/{}/test.sh of github.com/mit-han-lab/lite-transformer"
