@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "average checkpoints, translate a test set and score it, with the protocol named",
     "compare": "compare systems on one test set, with a paired significance test",
     "translate": "translate raw text with a trained model",
+    "reproduce": "prepare, train, evaluate and tabulate: every row of a table of the paper, or of ours",
     "macs": "print Mult-Adds and parameters of an architecture beside the published figures",
     "results": "render the tables and plots of results/ from its run records",
 }
