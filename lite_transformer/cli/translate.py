@@ -1,86 +1,253 @@
 """Translates raw text, line by line: a prompt on a terminal, a filter in a pipe.
 
+  lite-transformer translate --list
+  lite-transformer translate --model NAME
+  lite-transformer translate --model NAME < text.de > text.en
+  lite-transformer translate --model NAME --input text.de --output text.en
   lite-transformer translate --checkpoint CHECKPOINT --data DIR/bin
-  lite-transformer translate --checkpoint CHECKPOINT --data DIR/bin < text.de > text.en
 
-DIR/bin is the folder that `lite-transformer prepare` made; it says how text becomes subwords. Every input line gives
-one output line, in order; an empty line stays empty.
+NAME is a released model's, or the path of its folder. A model of your own is its checkpoint and the folder DIR/bin that
+`lite-transformer prepare` made, which says how text becomes subwords. Every input line gives one output line, in order;
+an empty line stays empty. In a pipe lines are translated as they come. --output appears when all of it is translated.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from data_prep.io import decode_line
+from tqdm import tqdm
+
+from data_prep.io import atomic_open, decode_line
 from data_prep.pipeline import load_pipelines
-from lite_transformer.errors import DataError
+from lite_transformer.errors import ConfigError, DataError, LiteTransformerError
+from lite_transformer.released.card import Card, language_name, read_card
+from lite_transformer.released.folder import WEIGHTS_FILE, check_folder, describe_known, find_model, known_models
 
 logger = logging.getLogger(__name__)
 
-BUFFERED_BATCHES = 16  # lines read ahead in a pipe, to batch lines of similar length: this many batches
+BUFFERED_BATCHES = 16  # lines that are sorted by length together: at most this many batches
+READ_BYTES = 1 << 16  # asked for at a time; a pipe gives what is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", required=True, metavar="PT", help="the model; several are an ensemble"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="BIN", help="the bin folder of the prepared corpus")
+    model = parser.add_argument_group("which model")
+    model.add_argument("--model", nargs="?", const="", metavar="NAME", help="a released model, by name or folder")
+    model.add_argument("--list", action="store_true", help="list the released models")
+    model.add_argument("--checkpoint", type=Path, nargs="+", metavar="PT", help="your own; several are an ensemble")
+    model.add_argument("--data", type=Path, metavar="BIN", help="with --checkpoint: bin folder of the prepared corpus")
     parser.add_argument("--input", type=Path, metavar="FILE", help="text to translate (default: standard input)")
-    parser.add_argument("--beam", type=int, default=4, metavar="N", help="beam width (default 4)")
-    parser.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="length penalty (default 1)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the translations (default: standard output)")
+    parser.add_argument("--beam", type=int, metavar="N", help="beam width (default: the released model's, or 4)")
+    parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="lines at a time (default 32)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.list:
+        return _list_models()
     for name in ("beam", "batch_size"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed.")
-    if args.input is not None and not args.input.is_file():
-        raise DataError(f"--input {args.input}: no such file.")
-    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # wants tensorboardX; we do not
-    translator = Translator(args.checkpoint, args.data, args.beam, args.lenpen, args.batch_size, args.cpu)
-    if args.input is None and sys.stdin.isatty():
-        sys.stderr.write(f"Type a line in '{translator.source.language}' and press return; Ctrl-D ends.\n")
-        _translate_stream(translator, sys.stdin.buffer, "standard input", 1)
-    elif args.input is None:
-        _translate_stream(translator, sys.stdin.buffer, "standard input", args.batch_size * BUFFERED_BATCHES)
-    else:
-        with args.input.open("rb") as stream:
-            _translate_stream(translator, stream, str(args.input), args.batch_size * BUFFERED_BATCHES)
+    _check_files(args.input, args.output)
+    checkpoints, data, beam, lenpen = _model(args)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
+    with contextlib.ExitStack() as stack:
+        if args.output is not None:
+            output = stack.enter_context(_output(args.output))
+        else:
+            output = sys.stdout
+            if isinstance(output, io.TextIOWrapper):
+                output.reconfigure(encoding="utf-8")  # as the input, whatever the locale
+        if args.input is not None:
+            stream = stack.enter_context(args.input.open("rb"))
+            _translate_stream(translator, stream, str(args.input), output)
+        elif sys.stdin is None:
+            raise DataError("standard input is closed. Give text in a pipe, or by --input FILE.")
+        elif sys.stdin.isatty():
+            _converse(translator, output)
+        else:
+            _translate_stream(translator, sys.stdin.buffer, "standard input", output)
     return 0
 
 
-def _translate_stream(translator: Translator, stream: BinaryIO, name: str, buffer_size: int) -> None:
+# --- which model ---------------------------------------------------------------------------------------------------
+
+
+def _model(args: argparse.Namespace) -> tuple[list[Path], Path, int, float]:
+    """Checkpoints, data folder, beam and length penalty."""
+    if args.model is not None:
+        if args.checkpoint is not None or args.data is not None:
+            raise ConfigError("--model brings its own data: leave out --checkpoint and --data")
+        folder = find_model(args.model)
+        card = check_folder(folder)
+        beam = card.beam if args.beam is None else args.beam
+        return [folder / WEIGHTS_FILE], folder, beam, card.lenpen if args.lenpen is None else args.lenpen
+    if args.checkpoint is None or args.data is None:
+        if args.checkpoint is None and args.data is None:
+            what = "no model given: --model NAME, or --checkpoint PT --data BIN."
+        else:
+            what = f"{'--checkpoint' if args.checkpoint is None else '--data'} is missing; or --model NAME."
+        raise ConfigError(f"{what} {describe_known(known_models())}")
+    return args.checkpoint, args.data, args.beam or 4, 1.0 if args.lenpen is None else args.lenpen
+
+
+def _list_models() -> int:
+    known = known_models()
+    cards: dict[str, Card] = {}
+    damaged: list[str] = []
+    for name, folder in known.items():
+        try:
+            cards[name] = read_card(folder)
+        except LiteTransformerError as error:
+            damaged.append(str(error))
+    rows = [("NAME", "FROM", "TO", "MULT-ADDS", "SIZE", "SCORES (test)")]
+    rows += [
+        (
+            name,
+            language_name(card.source_language),
+            language_name(card.target_language),
+            f"{card.cost.macs / 1e6:.1f}M",
+            f"{card.size_bytes / 1e6:.1f} MB",
+            _scores(card),
+        )
+        for name, card in cards.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if cards else []:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    if not known:
+        sys.stdout.write(f"{describe_known(known)}\n")
+    for text in damaged:
+        sys.stderr.write(f"lite-transformer translate: {text}\n")
+    return 2 if damaged else 0
+
+
+def _scores(card: Card) -> str:
+    found = [f"{score.metric} {score.value:.2f}" for score in card.scores if score.split == "test"]
+    return ", ".join(found) or "not scored"
+
+
+# --- input and output ----------------------------------------------------------------------------------------------
+
+
+def _check_files(source: Path | None, target: Path | None) -> None:
+    """What can be wrong with --input and --output is said before the model is loaded."""
+    if source is not None and not source.is_file():
+        raise DataError(f"--input {source}: no such file.")
+    if target is None:
+        return
+    if target.is_dir() or not target.parent.is_dir():
+        raise DataError(f"--output {target}: {'a folder' if target.is_dir() else 'its folder does not exist'}.")
+    if source is not None and target.exists() and target.samefile(source):
+        raise DataError(f"--output {target} is the --input: the text would be lost. Choose another name.")
+
+
+@contextlib.contextmanager
+def _output(path: Path) -> Iterator[IO[str]]:
+    try:
+        with atomic_open(path) as stream:
+            yield stream
+    except OSError as error:
+        raise DataError(f"--output {path}: cannot be written ({error.strerror or error}).") from error
+
+
+def _converse(translator: Translator, output: IO[str]) -> None:
+    """A line in, its translation out, until Ctrl-D; whatever a line does, the next one is asked for."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() a line editor with a history)
+    source, target = translator.source.language, translator.target.language
+    sys.stderr.write(f"Type a line of {language_name(source)} and press return; Ctrl-D ends.\n")
+    while True:
+        try:
+            line = _ask(f"{source}> ")
+            line.encode()  # bytes that are no UTF-8 may have come in as surrogates
+            translation = translator.translate([line])[0]
+        except EOFError:
+            sys.stderr.write("\n")
+            return
+        except KeyboardInterrupt:
+            sys.stderr.write("\n")
+            continue
+        except UnicodeError:
+            sys.stderr.write("This line is not UTF-8; type it again.\n")
+            continue
+        except Exception as error:  # one line too much for memory, say, is no reason to lose the session
+            sys.stderr.write(f"This line cannot be translated: {' '.join(str(error).split())}\n")
+            continue
+        output.write(f"{translation}\n" if output is not sys.stdout else f"{target}> {translation}\n")
+        output.flush()
+
+
+def _ask(prompt: str) -> str:
+    """A line from the terminal, without its end. Raises: EOFError at Ctrl-D."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    sys.stderr.write(prompt)  # standard output is for translations alone
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def _translate_stream(translator: Translator, stream: Any, name: str, output: IO[str]) -> None:
     first = 1
-    for lines in _buffers(stream, name, buffer_size):
-        for translation in translator.translate(lines, first):
-            sys.stdout.write(translation + "\n")
-        sys.stdout.flush()
-        first += len(lines)
+    with tqdm(desc="translate", unit="line", disable=None if output is not sys.stdout else True) as progress:
+        for lines in _buffers(stream, name, translator.batch_size * BUFFERED_BATCHES):
+            for translation in translator.translate(lines, first):
+                output.write(translation + "\n")
+            output.flush()
+            first += len(lines)
+            progress.update(len(lines))
 
 
-def _buffers(stream: BinaryIO, name: str, size: int) -> Iterator[list[str]]:
-    """Lists of up to ``size`` lines. Before an error about a line, the lines above it are given."""
+def _buffers(stream: Any, name: str, size: int) -> Iterator[list[str]]:
+    """Lists of up to ``size`` lines, as they arrive: no line waits for a later one.
+
+    Before an error about a line, the lines above it are given.
+
+    Args:
+        stream: binary, with ``read1``.
+    """
     buffer: list[str] = []
     number = 0
-    while raw := stream.readline():
-        number += 1
-        try:
-            line = decode_line(raw, name, number)
-        except DataError:
-            yield buffer
-            raise
-        buffer.append(line.removeprefix("\ufeff") if number == 1 else line)
-        if len(buffer) == size:
+    for raw_lines in _arriving_lines(stream):
+        for raw in raw_lines:
+            number += 1
+            try:
+                line = decode_line(raw, name, number)
+            except DataError:
+                yield buffer
+                raise
+            buffer.append(line.removeprefix("\ufeff") if number == 1 else line)
+            if len(buffer) == size:
+                yield buffer
+                buffer = []
+        if buffer:
             yield buffer
             buffer = []
-    yield buffer
+
+
+def _arriving_lines(stream: Any) -> Iterator[list[bytes]]:
+    """The lines that each read completes; only LF ends a line, and the end of the stream."""
+    begun: list[bytes] = []  # of a line whose end is still to come
+    while block := stream.read1(READ_BYTES):
+        first, *others = block.split(b"\n")
+        begun.append(first)
+        if others:
+            yield [b"".join(begun), *others[:-1]]
+            begun = [others[-1]]
+    if any(begun):
+        yield [b"".join(begun)]
 
 
 class Translator:

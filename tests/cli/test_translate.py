@@ -83,8 +83,17 @@ def test_long_lines_are_cut_with_a_warning(echo, caplog):
 
 
 def test_buffers_keep_every_line(monkeypatch):
-    read = list(translate._buffers(io.BytesIO(b"a\r\n\nb\nc"), "text", 2))
-    assert read == [["a", ""], ["b", "c"], []]
+    text = b"\xef\xbb\xbfa\r\n\nb\xe2\x80\xa8b\n" + b"c" * 9 + b"\n\n\nd"
+    lines = ["a", "", "b\u2028b", "c" * 9, "", "", "d"]
+    for read_bytes in (1, 2, 3, 1 << 16):
+        monkeypatch.setattr(translate, "READ_BYTES", read_bytes)
+        for size in (1, 2, 100):
+            read = list(translate._buffers(io.BytesIO(text), "text", size))
+            assert [line for buffer in read for line in buffer] == lines
+            assert max(map(len, read)) <= size
+    assert [len(buffer) for buffer in translate._buffers(io.BytesIO(text), "text", 5)] == [5, 1, 1]
+    assert list(translate._buffers(io.BytesIO(b"\n"), "text", 5)) == [[""]]
+    assert list(translate._buffers(io.BytesIO(b""), "text", 5)) == []
 
 
 def test_real_model_gives_one_line_for_one_line(trained, monkeypatch, capsys):
