@@ -17,7 +17,13 @@ setup(
     license="MIT",
     # fairseq's wheels exist for these two; 3.13 waits for them.
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["lite_transformer", "lite_transformer.*", "data_prep", "data_prep.*"]),
+    packages=[
+        *find_packages(include=["lite_transformer", "lite_transformer.*", "data_prep", "data_prep.*"]),
+        "lite_transformer.checkpoints",
+    ],
+    # Released models are data: a wheel has checkpoints/ inside the package, where it is found without any setting.
+    package_dir={"lite_transformer.checkpoints": "checkpoints"},
+    package_data={"lite_transformer.checkpoints": ["*.md", "*/*", "*/*/*"]},
     install_requires=[
         # The distribution whose module is `fairseq` 0.12; PyPI's `fairseq` 0.12.2 neither installs nor imports here.
         "ve-fairseq==0.12.3",
