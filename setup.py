@@ -23,7 +23,10 @@ setup(
     ],
     # Released models are data: a wheel has checkpoints/ inside the package, where it is found without any setting.
     package_dir={"lite_transformer.checkpoints": "checkpoints"},
-    package_data={"lite_transformer.checkpoints": ["*.md", "*/*", "*/*/*"]},
+    package_data={
+        "lite_transformer.checkpoints": ["*.md", "*/*", "*/*/*"],
+        "lite_transformer.compression": ["FORMAT.md", "recipes/*.yaml"],
+    },
     install_requires=[
         # The distribution whose module is `fairseq` 0.12; PyPI's `fairseq` 0.12.2 neither installs nor imports here.
         "ve-fairseq==0.12.3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -88,9 +89,16 @@ def iterate_parallel(*sides: Iterable[str], names: Sequence[str | Path]) -> Iter
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[IO[str]]:
     """A UTF-8 text stream that appears under ``path`` only when the block ends without an error."""
+    with atomic_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def atomic_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A stream of bytes that appears under ``path`` only when the block ends without an error."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
+        with os.fdopen(descriptor, "wb") as stream:
             yield stream
         umask = os.umask(0)
         os.umask(umask)
