@@ -366,7 +366,7 @@ def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], s
         commands=[*trained_by, shlex.join(["lite-transformer", *sys.argv[1:]])],
         commit=commit,
         dirty=dirty,
-        config=config_file.as_posix() if config_file else "",
+        config=(config_file if args.config else Path("configs") / config_file.name).as_posix() if config_file else "",
         config_sha256=sha256(config_file) if config_file else "",
         settings_sha256=settings_hash(config),
         data=data_hashes(args.data),
@@ -392,8 +392,9 @@ def _training_record(folder: Path) -> dict[str, Any]:
 
 
 def _experiment_file(training: dict[str, Any]) -> Path | None:
-    path = Path("configs") / f"{training.get('experiment')}.yaml"
-    return path if training and path.is_file() else None
+    name = f"{training.get('experiment')}.yaml"
+    folders = [Path("configs"), Path(__file__).parents[2] / "configs"]
+    return next((folder / name for folder in folders if training and (folder / name).is_file()), None)
 
 
 def _commit(known: str | None) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ eighth of its channels and two layers a side, two epochs. Its scores mean nothin
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.source is not None and not args.source.is_dir():
         raise DataError(f"--source {args.source}: no such folder. Give the folder of the corpus's original files")
     _check_checkout()
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # wants tensorboardX; we do not
     # fairseq and torch take seconds to import: --list and a wrong name do without
     from lite_transformer.reproduction import chain
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -124,7 +125,8 @@ class Outcome:
 # --- settings ------------------------------------------------------------------------------------------------------
 
 
-def settings_of(row: TableRow, overrides: Sequence[str]) -> str:
+@functools.cache
+def settings_of(row: TableRow, overrides: tuple[str, ...]) -> str:
     """The hash of what the row's experiment computes with ``overrides``. Raises: ConfigError."""
     config = training.load_config(training.find_config(row.config), overrides, {"task.data": "none"})
     return results.settings_hash(_plain(config))
@@ -136,6 +138,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+@functools.cache
 def smoke_overrides(row: TableRow) -> tuple[str, ...]:
     """The row's architecture with an eighth of its channels and two layers a side, trained for two epochs."""
     model = training.load_config(training.find_config(row.config), ["task.data=none"]).model
@@ -160,7 +163,7 @@ def results_of(plan: Plan) -> Path:
     """The folder of the records: results; but OUT/results if what is computed is not what the experiments say."""
     if plan.results is not None:
         return plan.results
-    changed = plan.smoke or any(settings_of(row, plan.overrides) != settings_of(row, ()) for row in plan.rows)
+    changed = plan.smoke or any(settings_of(row, tuple(plan.overrides)) != settings_of(row, ()) for row in plan.rows)
     return plan.out / "results" if changed else Path("results")
 
 

@@ -88,7 +88,7 @@ def _notes(plan: Plan, figures: Figures) -> list[str]:
 
 def _millions(counts: Iterable[int]) -> str:
     known = [count for count in counts if count]
-    return f"{known[0] / 1e6:,.1f}M" if known else ""
+    return f"{known[0] / 1e6:,.1f}".removesuffix(".0") + "M" if known else ""
 
 
 def _claims(figures: Sequence[results.LiteratureFigure], metric: str) -> str:
