@@ -3,8 +3,10 @@
   lite-transformer macs lite_transformer_iwslt_de_en
   lite-transformer macs lite_transformer_wmt_en_fr --set encoder_embed_dim=256 --target-length 60 --json
   lite-transformer macs transformer_wmt_en_de_base --counter
+  lite-transformer macs lite_transformer_lm_wikitext103 --target-length 1000
 
-Counted is one teacher-forced pass over one sentence pair at the data set's lengths: matrix products only. The taps of
+Counted is one teacher-forced pass over one sentence pair (a language model's over one text) at the data set's lengths:
+matrix products only. The taps of
 the convolutions and the projection to the vocabulary stay out of the total, as in the paper, and have their own lines.
 """
 
@@ -25,7 +27,7 @@ from lite_transformer.errors import ConfigError
 if TYPE_CHECKING:
     from lite_transformer.macs.report import CostReport
     from lite_transformer.models.architectures import Architecture
-    from lite_transformer.models.config import TransformerBaselineConfig
+    from lite_transformer.models.config import FlatConfig
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +66,15 @@ def run(args: argparse.Namespace) -> int:
     settings = parse_settings(architecture.name, args.set)
     vocabs = _vocabularies(args, architecture)
     config = _configuration(architecture, settings, vocabs)
-    lengths = (
-        architecture.data.source_length if args.source_length is None else args.source_length,
-        architecture.data.target_length if args.target_length is None else args.target_length,
-    )
+    lengths = _lengths(args, architecture)
     from lite_transformer.macs.closed_form import closed_form
 
     report = closed_form(config, *lengths, *vocabs)
     if args.counter:
         _check_by_running(config, lengths)
-    result = _as_json(architecture, report, vocabs, settings, bool(config.share_all_embeddings))
+    shared = getattr(config, "ties_weights", False) or config.share_decoder_input_output_embed
+    shared = shared if architecture.is_language_model else config.share_all_embeddings
+    result = _as_json(architecture, report, vocabs, settings, bool(shared))
     result["counter_agrees"] = True if args.counter else None
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _table(report, result))
     return 0
@@ -100,6 +101,15 @@ def _list(architectures: Iterable[Architecture], as_json: bool) -> int:
     return 0
 
 
+def _lengths(args: argparse.Namespace, architecture: Architecture) -> tuple[int, int]:
+    if architecture.is_language_model and not (args.source_length is None and args.source_vocab is None):
+        raise ConfigError(f"{architecture.name} is a language model and has no source: --target-length, --vocab")
+    return (
+        architecture.data.source_length if args.source_length is None else args.source_length,
+        architecture.data.target_length if args.target_length is None else args.target_length,
+    )
+
+
 def _vocabularies(args: argparse.Namespace, architecture: Architecture) -> tuple[int, int]:
     if args.vocab is not None and (args.source_vocab is not None or args.target_vocab is not None):
         raise ConfigError("--vocab sets both vocabularies: leave out --source-vocab and --target-vocab")
@@ -112,13 +122,13 @@ def _vocabularies(args: argparse.Namespace, architecture: Architecture) -> tuple
     )
 
 
-def _configuration(
-    architecture: Architecture, settings: dict[str, Any], vocabs: tuple[int, int]
-) -> TransformerBaselineConfig:
+def _configuration(architecture: Architecture, settings: dict[str, Any], vocabs: tuple[int, int]) -> Any:
     """The resolved configuration; embeddings are shared as on the data set, unless sizes or --set say otherwise."""
     from lite_transformer.models.lite_transformer import resolved_config
 
     config = resolved_config(architecture.name, **settings)
+    if architecture.is_language_model:
+        return config
     sharing_is_set = {"share_all_embeddings", "share_decoder_input_output_embed"} & settings.keys()
     can_share = config.encoder_embed_dim == config.decoder_embed_dim and vocabs[0] == vocabs[1]
     if architecture.data.shared_embeddings and can_share and not sharing_is_set:
@@ -176,11 +186,12 @@ def _parse(text: str, kind: Any) -> Any:
     return text
 
 
-def _check_by_running(config: TransformerBaselineConfig, lengths: tuple[int, int]) -> None:
+def _check_by_running(config: FlatConfig, lengths: tuple[int, int]) -> None:
     from lite_transformer.macs.closed_form import closed_form
-    from lite_transformer.macs.counter import build_model, count_model
+    from lite_transformer.macs.counter import build_model, count_model, smallest_vocabulary
 
-    types_of_each = 8  # the vocabulary touches nothing that is compared but embeddings and output projection
+    # the vocabulary touches nothing that is compared but embeddings and output projection
+    types_of_each = smallest_vocabulary(config, 8)
     logger.info("running the model at %d source and %d target tokens", *lengths)
     counted = count_model(build_model(config, types_of_each, types_of_each), *lengths)
     formula = closed_form(config, *lengths, types_of_each, types_of_each)
@@ -256,8 +267,10 @@ def _table(report: CostReport, result: dict[str, Any]) -> str:
     title = (
         f"{result['arch']} at {report.source_length} source and {report.target_length} target tokens, "
         f"vocabularies {result['source_vocab']:,} and {result['target_vocab']:,}"
-        f"{' (one shared table)' if result['shared_embeddings'] else ''}"
+        if report.source_length
+        else f"{result['arch']} at {report.target_length} tokens, vocabulary {result['target_vocab']:,}"
     )
+    title += " (one shared table)" if result["shared_embeddings"] else ""
     cells = [["component", "MACs", "%", "parameters"]]
     for row in report.counted:
         cells.append([row.name, f"{row.macs:,}", f"{100 * row.macs / total:.1f}", f"{row.params:,}"])

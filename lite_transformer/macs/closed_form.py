@@ -6,6 +6,9 @@ halving). Cross-attention projects keys and values once, on the source. Not in t
 out: the taps of the convolutions and the projection to the vocabulary. Free: look-ups, softmax, biases, activations,
 gates, layer norms. One teacher-forced pass, no beam.
 
+A language model's pass is over n tokens of text. Adaptive input projects each token once more; the paper counts the
+projection of the first band, d x d, for all of them.
+
 Letters: n tokens of a side, S source length, T target length, d channels, h channels of a branch, F hidden channels of
 the feed-forward layer, H heads, K kernel size, V vocabulary.
 """
@@ -15,8 +18,9 @@ from __future__ import annotations
 from collections import Counter
 
 from lite_transformer.errors import ConfigError
-from lite_transformer.macs.report import ENCODER_DECODER, CostReport
-from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
+from lite_transformer.macs.report import ENCODER_DECODER, INPUT_PROJECTION, OUTPUT, CostReport
+from lite_transformer.models.config import BranchOptions, FlatConfig, TransformerBaselineConfig
+from lite_transformer.models.lm_config import TransformerLMConfig
 from lite_transformer.modules.branches import BranchConfig
 
 # fairseq numbers positions from its padding index + 1 = 2 on.
@@ -36,7 +40,7 @@ class _Sum:
 
 
 def closed_form(
-    config: TransformerBaselineConfig,
+    config: FlatConfig,
     source_length: int,
     target_length: int,
     source_vocab: int,
@@ -45,10 +49,13 @@ def closed_form(
     """The cost of a resolved configuration.
 
     Args:
-        source_length, target_length: tokens of the counted pass.
+        source_length, target_length: tokens of the counted pass. Of a language model only the target's are read.
         source_vocab, target_vocab: sizes of the dictionaries; they touch only embeddings and output projection.
     Raises: ConfigError if a size is not positive, or one table is to serve two dictionaries of different sizes.
     """
+    if isinstance(config, TransformerLMConfig):
+        return _language_model(config, target_length, target_vocab)
+    assert isinstance(config, TransformerBaselineConfig)
     _check_sizes(config, source_length, target_length, source_vocab, target_vocab)
     total = _Sum()
     for side, length in zip(ENCODER_DECODER, (source_length, target_length), strict=True):
@@ -64,6 +71,60 @@ def closed_form(
     matrix = _channels(config, "decoder") * target_vocab
     total.add("output projection", target_length * matrix, 0 if shared_output else matrix)
     return CostReport.build(source_length, target_length, total.macs, total.params)
+
+
+def _language_model(config: TransformerLMConfig, n: int, vocab: int) -> CostReport:
+    for name, size in (("length", n), ("vocabulary", vocab)):
+        if size < 1:
+            raise ConfigError(f"{name} {size} is not a positive number")
+    if config.decoder_learned_pos and n > (config.max_target_positions or 0):
+        raise ConfigError(f"length {n} is over max_target_positions {config.max_target_positions}")
+    if found := config.vocabulary_problems(vocab):
+        raise ConfigError("; ".join(found))
+    total = _Sum()
+    d, layers = _channels(config, "decoder"), config.kept_layers("decoder")
+    for layer in layers:
+        _self_attention(total, config, "decoder", layer, n)
+        _feed_forward(total, config, "decoder", n)
+    norms = 2 * len(layers) + bool(config.final_norm) + bool(config.layernorm_embedding)
+    total.add("decoder layer norm", 0, norms * 2 * d)
+    if config.adaptive_input_cutoff is None:
+        total.add("decoder embeddings", 0, vocab * d)
+    else:
+        total.add(INPUT_PROJECTION, d * d * n)
+        for width, types in _bands(config, config.adaptive_input_cutoff, vocab):
+            total.add("decoder embeddings", 0, types * width + width * d)
+    if config.decoder_learned_pos and not config.no_token_positional_embeddings:
+        total.add("decoder embeddings", 0, ((config.max_target_positions or 0) + _POSITIONS_OFFSET) * d)
+    _vocabulary(total, config, n, vocab)
+    return CostReport.build(0, n, total.macs, total.params)
+
+
+def _bands(config: TransformerLMConfig, cutoffs: list[int], vocab: int) -> list[tuple[int, int]]:
+    """(width of the embeddings, number of types) of every band of a vocabulary."""
+    ends = [*cutoffs, vocab] if vocab > cutoffs[-1] else cutoffs
+    starts = [0, *ends]
+    return [
+        (int(config.decoder_embed_dim // config.adaptive_factor**band), end - starts[band])
+        for band, end in enumerate(ends)
+    ]
+
+
+def _vocabulary(total: _Sum, config: TransformerLMConfig, n: int, vocab: int) -> None:
+    """The probability of every type at n tokens: V d, or with bands (V_0 + bands - 1) d, and d d_i + d_i V_i of each.
+
+    Of an adaptive softmax that is tied to the input only the classes of the narrow bands are its own.
+    """
+    d = config.decoder_embed_dim
+    if config.adaptive_softmax_cutoff is None:
+        total.add(OUTPUT, n * vocab * d, 0 if config.share_decoder_input_output_embed else vocab * d)
+        return
+    (_, first), *narrow = _bands(config, config.adaptive_softmax_cutoff, vocab)
+    own_tables, own_projections = not config.ties_weights, not config.ties_projections
+    total.add(OUTPUT, n * d * (first + len(narrow)), d * len(narrow) + own_tables * d * first)
+    for width, types in narrow:
+        params = own_tables * types * width + own_projections * d * width
+        total.add(OUTPUT, n * (d * width + width * types), params)
 
 
 def _check_sizes(config: TransformerBaselineConfig, *sizes: int) -> None:
@@ -86,12 +147,12 @@ def _check_sizes(config: TransformerBaselineConfig, *sizes: int) -> None:
             raise ConfigError(f"{end} length {length} is over max_{end}_positions {limit}, the learned positions")
 
 
-def _channels(config: TransformerBaselineConfig, side: str) -> int:
+def _channels(config: FlatConfig, side: str) -> int:
     return int(getattr(config, f"{side}_embed_dim"))
 
 
-def _self_attention(total: _Sum, config: TransformerBaselineConfig, side: str, layer: int, n: int) -> None:
-    if not isinstance(config, LiteTransformerConfig):
+def _self_attention(total: _Sum, config: FlatConfig, side: str, layer: int, n: int) -> None:
+    if not isinstance(config, BranchOptions):
         _attention(total, f"{side} attention", _channels(config, side), n)
         return
     for branch in config.branches(side, layer):
@@ -131,7 +192,7 @@ def _cross_attention(total: _Sum, config: TransformerBaselineConfig, source_leng
     )
 
 
-def _feed_forward(total: _Sum, config: TransformerBaselineConfig, side: str, n: int) -> None:
+def _feed_forward(total: _Sum, config: FlatConfig, side: str, n: int) -> None:
     """2 d F n."""
     d, hidden = _channels(config, side), getattr(config, f"{side}_ffn_embed_dim")
     total.add(f"{side} feed-forward", 2 * d * hidden * n, 2 * d * hidden + hidden + d)

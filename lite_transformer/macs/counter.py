@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite_transformer.errors import UnknownOperatorError
-from lite_transformer.macs.report import ENCODER_DECODER, CostReport
-from lite_transformer.models.config import TransformerBaselineConfig
+from lite_transformer.macs.report import ENCODER_DECODER, INPUT_PROJECTION, OUTPUT, CostReport
+from lite_transformer.models.config import FlatConfig
 from lite_transformer.modules.convolution import ShortRangeConv
 
 Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
@@ -73,9 +73,9 @@ _MAKE = """
     new_zeros ones ones_like scalar_tensor zero_ zeros zeros_like
 """
 _MOVE = """
-    alias as_strided cat clone constant_pad_nd copy_ detach expand gather index index_select lift_fresh permute repeat
-    repeat_interleave select slice split split_with_sizes squeeze stack t transpose tril triu triu_ unbind unfold
-    unsqueeze view where _local_scalar_dense _reshape_alias _to_copy _unsafe_view
+    alias as_strided cat clone constant_pad_nd copy_ detach expand gather index index_put_ index_select lift_fresh
+    permute repeat repeat_interleave select slice split split_with_sizes squeeze stack t transpose tril triu triu_
+    unbind unfold unsqueeze view where _local_scalar_dense _reshape_alias _to_copy _unsafe_view
 """
 _LOOK_UP = "embedding"
 _COMPARE = """
@@ -172,22 +172,28 @@ def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> Count:
 
 
 def count_model(model: Any, source_length: int, target_length: int) -> CostReport:
-    """The cost of one teacher-forced pass of a fairseq encoder-decoder over one sentence pair without padding.
+    """The cost of one teacher-forced pass of a fairseq model over one sentence pair without padding.
 
-    ``model`` is a fairseq model with ``encoder`` and ``decoder``. Its parameters are counted as they are, vocabulary
-    included; its training mode is left as it was.
+    ``model`` has ``encoder`` and ``decoder``, or is a language model: a decoder, which reads ``target_length`` tokens
+    of the most frequent types. Its parameters are counted as they are, vocabulary included; its training mode is left
+    as it was.
 
     Raises: UnknownOperatorError, also for a product in a module that is no known component.
     """
     device = next(model.parameters()).device
-    dictionary = model.encoder.dictionary
+    is_language_model = not hasattr(model, "encoder")
+    dictionary = (model.decoder if is_language_model else model.encoder).dictionary
     token = dictionary.nspecial if len(dictionary) > dictionary.nspecial else dictionary.unk()
-    source = torch.full((1, source_length), token, device=device)
     previous = torch.full((1, target_length), token, device=device)
     training = model.training
     model.eval()
     try:
-        count = count_macs(model, source, torch.tensor([source_length], device=device), previous)
+        if is_language_model:
+            source_length = 0
+            count = _count_language_model(model, previous)
+        else:
+            source = torch.full((1, source_length), token, device=device)
+            count = count_macs(model, source, torch.tensor([source_length], device=device), previous)
     finally:
         model.train(training)
     macs: Counter[str] = Counter()
@@ -197,8 +203,25 @@ def count_model(model: Any, source_length: int, target_length: int) -> CostRepor
         macs[f"{path.partition('.')[0]} convolution taps"] += cost
     params: Counter[str] = Counter()
     for path, parameter in model.named_parameters():
-        params[_component(model, path.rpartition(".")[0])] += parameter.numel()
+        component = _component(model, path.rpartition(".")[0])
+        params["decoder embeddings" if component == INPUT_PROJECTION else component] += parameter.numel()
     return CostReport.build(source_length, target_length, macs, params)
+
+
+def _count_language_model(model: Any, tokens: Tensor) -> Count:
+    """A pass over ``tokens`` (1, T), and with an adaptive softmax the probabilities of all types."""
+    passed = count_macs(model, tokens)
+    softmax = model.decoder.adaptive_softmax
+    if softmax is None:
+        return passed
+
+    class AllTypes(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return softmax.get_log_prob(features, None)
+
+    features = tokens.new_zeros(*tokens.shape, model.decoder.output_embed_dim, dtype=torch.float32)
+    every_type = count_macs(AllTypes(), features)
+    return Count({**passed.macs, "decoder.adaptive_softmax": sum(every_type.macs.values())}, passed.taps)
 
 
 # The innermost of these names on a module's path says which component it belongs to.
@@ -220,8 +243,10 @@ def _component(model: nn.Module, path: str) -> str:
     side, _, rest = path.partition(".")
     names = rest.split(".")
     if side in ENCODER_DECODER:
-        if names[0] == "output_projection":
-            return "output projection"
+        if names[0] in ("output_projection", "adaptive_softmax"):
+            return OUTPUT
+        if names[0] == "embed_tokens" and names[-2:] == ["0", "1"]:
+            return INPUT_PROJECTION
         for name in reversed(names):
             if name in _COMPONENTS:
                 return f"{side} {_COMPONENTS[name]}"
@@ -250,10 +275,25 @@ class _Vocabularies:
         self.target_dictionary = dictionary(target_types)
 
 
-def build_model(config: TransformerBaselineConfig, source_types: int = 8, target_types: int = 8) -> nn.Module:
-    """An untrained model of a resolved configuration on the CPU, with tiny made-up vocabularies."""
-    from lite_transformer.models.config import LiteTransformerConfig
-    from lite_transformer.models.lite_transformer import MODEL_CLASSES
+def build_model(config: FlatConfig, source_types: int = 8, target_types: int = 8) -> nn.Module:
+    """An untrained model of a resolved configuration on the CPU, with tiny made-up vocabularies.
 
+    A language model gets ``target_types``, or as many as its cutoffs need, see `smallest_vocabulary`.
+    """
+    from lite_transformer.models.config import LiteTransformerConfig
+    from lite_transformer.models.language_model import LANGUAGE_MODEL_CLASSES
+    from lite_transformer.models.lite_transformer import MODEL_CLASSES
+    from lite_transformer.models.lm_config import LiteTransformerLMConfig, TransformerLMConfig
+
+    if isinstance(config, TransformerLMConfig):
+        name = "lite_transformer_lm" if isinstance(config, LiteTransformerLMConfig) else "transformer_lm"
+        types = smallest_vocabulary(config, target_types)
+        return LANGUAGE_MODEL_CLASSES[name].build_model(config, _Vocabularies(types, types))
     name = "lite_transformer" if isinstance(config, LiteTransformerConfig) else "transformer"
     return MODEL_CLASSES[name].build_model(config, _Vocabularies(source_types, target_types))
+
+
+def smallest_vocabulary(config: FlatConfig, types: int) -> int:
+    """``types``, or as many as the cutoffs of a language model need so that every band has two."""
+    cutoffs = [getattr(config, f"adaptive_{end}_cutoff", None) for end in ("input", "softmax")]
+    return max([types, *(bands[-1] + 2 for bands in cutoffs if bands)])

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 ENCODER_DECODER = ("encoder", "decoder")
 
 # In the order of the table. The paper counts these as Mult-Adds ...
+INPUT_PROJECTION = "input projection"  # of adaptive input's first band; its weights count as embeddings
 COUNTED = (
+    INPUT_PROJECTION,
     "encoder attention",
     "encoder convolution",
     "encoder kernel generator",
@@ -42,7 +44,7 @@ class CostReport:
     """The cost of one teacher-forced pass over one sentence pair, and the model's parameters.
 
     Attributes:
-        source_length, target_length: in tokens.
+        source_length, target_length: in tokens; a language model has no source (0).
         counted: the components whose multiply-adds make up ``macs``; those without any cost are left out.
         not_counted: convolution taps, output projection, embeddings.
     """

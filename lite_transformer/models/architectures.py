@@ -43,11 +43,16 @@ CNN_DM = DataSet("CNN/DailyMail", 30, 60, 30000, 30000, shared_embeddings=True)
 MULTI30K = DataSet("Multi30k", 30, 30, 9728, 9728, shared_embeddings=True, embeddings_counted=True)
 
 
+# A language model has no source: the counted pass is over the target's tokens. 267,735 words and fairseq's specials.
+WIKITEXT_103 = DataSet("WikiText-103", 0, 30, 0, 267744, shared_embeddings=True)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A name for ``--arch``: which model, which settings, and what is claimed of it.
 
-    ``model`` is 'lite_transformer' or 'transformer'; ``published_*`` are the paper's rounded figures.
+    ``model`` is 'lite_transformer' or 'transformer', or one of these with '_lm': a language model. ``published_*`` are
+    the paper's rounded figures.
     """
 
     name: str
@@ -60,6 +65,10 @@ class Architecture:
     published_params: str = ""
     source: str = ""
     other_lengths: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def is_language_model(self) -> bool:
+        return self.model.endswith("_lm")
 
 
 _PAPER = "Wu et al. 2020"
@@ -163,6 +172,69 @@ def _wmt() -> list[Architecture]:
     return rows
 
 
+_BANDS = {
+    "adaptive_input_cutoff": [20000, 60000],
+    "adaptive_softmax_cutoff": [20000, 60000],
+    "adaptive_softmax_dropout": 0.2,
+    "activation_dropout": 0.1,
+}
+# dim: (macs at 30, 100 and 1000 tokens, core parameters, published macs and parameters, dropout, attention and weight
+# dropout). Only the recipe of 896 is published; the dropouts of the others are its own by width.
+_WIKITEXT_LITE = {
+    408: ((247_150_080, 858_105_600, 12_987_456_000), 7_971_504, ("", ""), (0.10, 0.06)),
+    512: ((383_631_360, 1_321_779_200, 18_747_392_000), 12_399_616, ("", ""), (0.12, 0.08)),
+    640: ((592_588_800, 2_029_056_000, 27_202_560_000), 19_185_920, ("", ""), (0.15, 0.10)),
+    896: ((1_146_163_200, 3_895_808_000, 48_634_880_000), 37_182_208, ("1147M", "37.2M"), (0.21, 0.14)),
+}
+_WIKITEXT_TRANSFORMER = {
+    256: ((290_611_200, 1_011_712_000, 15_646_720_000), 9_477_120, ("", "")),
+    320: ((452_352_000, 1_561_600_000, 22_528_000_000), 14_795_520, ("", "")),
+    512: ((1_151_385_600, 3_923_968_000, 50_298_880_000), 37_828_608, ("", "37.8M")),
+}
+
+
+def _language_model(name: str, model: str, settings: dict[str, Any], macs: tuple[int, ...], params: int, **more: Any):
+    lengths = {(0, length): count for length, count in zip((100, 1000), macs[1:], strict=True)}
+    return Architecture(
+        name, model, WIKITEXT_103, MappingProxyType(settings), macs[0], params, other_lengths=lengths, **more
+    )
+
+
+def _wikitext() -> list[Architecture]:
+    rows = [
+        _language_model(
+            "lite_transformer_lm", "lite_transformer_lm", {}, (1_122_078_720, 3_815_526_400, 47_832_064_000), 37_182_208
+        ),
+        _language_model(
+            "transformer_lm_baseline", "transformer_lm", {}, (1_143_521_280, 3_897_753_600, 50_036_736_000), 37_828_608
+        ),
+    ]
+    for dim, (macs, params, published, (dropout, other)) in sorted(_WIKITEXT_LITE.items(), reverse=True):
+        drops = {"dropout": dropout, "attention_dropout": other, "weight_dropout": other}
+        rows.append(
+            _language_model(
+                f"lite_transformer_lm_wikitext103{'' if dim == 896 else f'_{dim}'}", "lite_transformer_lm",
+                _BANDS | drops | {"decoder_embed_dim": dim}, macs, params, published_macs=published[0],
+                published_params=published[1], source=_PAPER if dim == 896 else f"{_PAPER}, dimensions inferred",
+            )
+        )  # fmt: skip
+    for dim, (macs, params, published) in sorted(_WIKITEXT_TRANSFORMER.items()):
+        settings = {
+            "decoder_embed_dim": dim,
+            "decoder_ffn_embed_dim": 4 * dim,
+            "dropout": 0.3,
+            "attention_dropout": 0.1,
+        }
+        rows.append(
+            _language_model(
+                f"transformer_lm_wikitext103_{dim}", "transformer_lm", _BANDS | settings, macs, params,
+                published_macs=published[0], published_params=published[1],
+                source=f"{_PAPER}, Adaptive Inputs (Baevski and Auli 2019), dimensions inferred",
+            )
+        )  # fmt: skip
+    return rows
+
+
 _CNN_DM_DROPOUT = {"dropout": 0.15, "attention_dropout": 0.1, "weight_dropout": 0.1}
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -211,6 +283,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 ),
                 42_086_400, 1_325_056, "", "2.6M", source="Transformer-Tiny, Wu et al. 2021",
             ),
+            *_wikitext(),
         ]
     }
 )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fairseq.distributed import fsdp_wrap
-from fairseq.models import MODEL_DATACLASS_REGISTRY, register_model
+from fairseq.models import MODEL_DATACLASS_REGISTRY, BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.models.architectures import ARCHITECTURES, Architecture, find_architecture
-from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
+from lite_transformer.models.config import BranchOptions, FlatConfig, LiteTransformerConfig, TransformerBaselineConfig
 from lite_transformer.models.cuda_graphs import TrainingGraphs
 from lite_transformer.models.full_pass import FullPassDecoder, FullPassEncoder
 from lite_transformer.modules.attention import CAUSAL, MultiheadAttention
@@ -32,7 +32,7 @@ from lite_transformer.modules.lsra import LongShortRangeAttention
 class _FlatFeedForward:
     """fc1 and fc2 of a fairseq layer with the paper's initialisation."""
 
-    lsra: LiteTransformerConfig
+    lsra: BranchOptions
 
     def build_fc1(self, input_dim: int, output_dim: int, *_quant_noise: Any) -> nn.Module:
         return xavier_linear(input_dim, output_dim, widened=str(self.lsra.ffn_init) == "widened")
@@ -43,7 +43,7 @@ class _FlatFeedForward:
 class LiteTransformerEncoderLayer(_FlatFeedForward, TransformerEncoderLayerBase):
     """fairseq's encoder layer with LSRA for self-attention."""
 
-    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, layer_number: int):
+    def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, layer_number: int):
         self.lsra = lsra
         self.layer_number = layer_number
         super().__init__(cfg)
@@ -55,9 +55,7 @@ class LiteTransformerEncoderLayer(_FlatFeedForward, TransformerEncoderLayerBase)
 class LiteTransformerDecoderLayer(_FlatFeedForward, TransformerDecoderLayerBase):
     """fairseq's decoder layer with LSRA for self-attention; attention to the encoder sees all channels."""
 
-    def __init__(
-        self, cfg: TransformerConfig, lsra: LiteTransformerConfig, layer_number: int, no_encoder_attn: bool = False
-    ):
+    def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, layer_number: int, no_encoder_attn: bool = False):
         self.lsra = lsra
         self.layer_number = layer_number
         super().__init__(cfg, no_encoder_attn)
@@ -79,7 +77,7 @@ class LiteTransformerDecoderLayer(_FlatFeedForward, TransformerDecoderLayerBase)
 class _LayerNumbers:
     """Tells each layer its number: fairseq builds layers in order, one call each, without saying which."""
 
-    def __init__(self, lsra: LiteTransformerConfig, side: str):
+    def __init__(self, lsra: BranchOptions, side: str):
         self.lsra = lsra
         self._numbers: Iterator[int] = iter(lsra.kept_layers(side))
 
@@ -87,7 +85,7 @@ class _LayerNumbers:
         return next(self._numbers)
 
 
-def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+def wrap_layer(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
     """fairseq's wrapping of a built layer: activation checkpointing, then fully sharded data parallelism."""
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
@@ -97,33 +95,56 @@ def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
 class LiteTransformerEncoder(FullPassEncoder):
     """fairseq's encoder over LSRA layers."""
 
-    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens):
+    def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, dictionary, embed_tokens):
         self._layer_numbers = _LayerNumbers(lsra, "encoder")
         super().__init__(cfg, dictionary, embed_tokens)
         del self._layer_numbers
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         numbers = self._layer_numbers
-        return _wrap(LiteTransformerEncoderLayer(cfg, numbers.lsra, numbers.next()), cfg)
+        return wrap_layer(LiteTransformerEncoderLayer(cfg, numbers.lsra, numbers.next()), cfg)
 
 
 class LiteTransformerDecoder(FullPassDecoder):
     """fairseq's decoder over LSRA layers."""
 
-    def __init__(self, cfg: TransformerConfig, lsra: LiteTransformerConfig, dictionary, embed_tokens, **options):
+    def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, dictionary, embed_tokens, **options):
         self._layer_numbers = _LayerNumbers(lsra, "decoder")
         super().__init__(cfg, dictionary, embed_tokens, **options)
         del self._layer_numbers
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         numbers = self._layer_numbers
-        return _wrap(LiteTransformerDecoderLayer(cfg, numbers.lsra, numbers.next(), no_encoder_attn), cfg)
+        return wrap_layer(LiteTransformerDecoderLayer(cfg, numbers.lsra, numbers.next(), no_encoder_attn), cfg)
 
     def future_mask(self, x: Tensor) -> str:
         return CAUSAL
 
 
-class _FlatConfigModel(TransformerModelBase):
+class GraphedModel(BaseFairseqModel):
+    """What models that train through CUDA graphs have in common; ``graphs`` are made by the model itself."""
+
+    graphs: TrainingGraphs
+
+    def train(self, mode: bool = True):
+        """As for any module. fairseq asks for training mode at every update, and setting it anew takes milliseconds."""
+        if all(module.training is mode for module in self.modules()):
+            return self
+        return super().train(mode)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Tells the modules that want to know. Asking the classes costs a tenth of asking the modules."""
+        for module in self.modules():
+            if module is not self and hasattr(type(module), "set_num_updates"):
+                module.set_num_updates(num_updates)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Moving or casting the model puts its parameters elsewhere: captured graphs would read the old ones."""
+        self.graphs.clear()
+        return super()._apply(fn, recurse)
+
+
+class _FlatConfigModel(GraphedModel, TransformerModelBase):
     """A fairseq encoder-decoder built from one of our flat configurations.
 
     While it trains on a GPU, encoder and decoder run as CUDA graphs where that is safe (see `cuda_graphs`).
@@ -139,9 +160,7 @@ class _FlatConfigModel(TransformerModelBase):
     def add_args(cls, parser) -> None:
         """The configuration's fields as flags; a list of names is typed with commas."""
         super(TransformerModelBase, cls).add_args(parser)
-        for action in parser._actions:
-            if action.dest in ("encoder_branches", "decoder_branches"):
-                action.type = _comma_separated
+        read_lists_of_names(parser)
 
     @classmethod
     def build_model(cls, cfg, task):
@@ -196,23 +215,6 @@ class _FlatConfigModel(TransformerModelBase):
         memory = self.encoder(src_tokens)
         return self.decoder.extract_features(prev_output_tokens, memory)[0]
 
-    def train(self, mode: bool = True):
-        """As for any module. fairseq asks for training mode at every update, and setting it anew takes milliseconds."""
-        if all(module.training is mode for module in self.modules()):
-            return self
-        return super().train(mode)
-
-    def set_num_updates(self, num_updates: int) -> None:
-        """Tells the modules that want to know. Asking the classes costs a tenth of asking the modules."""
-        for module in self.modules():
-            if module is not self and hasattr(type(module), "set_num_updates"):
-                module.set_num_updates(num_updates)
-
-    def _apply(self, fn, recurse: bool = True):
-        """Moving or casting the model puts its parameters elsewhere: captured graphs would read the old ones."""
-        self.graphs.clear()
-        return super()._apply(fn, recurse)
-
 
 class LiteTransformerModel(_FlatConfigModel):
     """Lite Transformer (Wu et al., ICLR 2020) as a fairseq translation model."""
@@ -240,6 +242,13 @@ def _left_pads_target(task: Any) -> bool:
     return str(getattr(options, "left_pad_target", False)).strip().lower() in ("true", "1")
 
 
+def read_lists_of_names(parser) -> None:
+    """Lets the branches be typed with commas."""
+    for action in parser._actions:
+        if action.dest in ("encoder_branches", "decoder_branches"):
+            action.type = _comma_separated
+
+
 def _comma_separated(text: str) -> list[str]:
     return [part.strip() for part in text.strip("[]").replace("'", "").split(",") if part.strip()]
 
@@ -250,9 +259,8 @@ MODEL_CLASSES: dict[str, type[_FlatConfigModel]] = {
 }
 
 
-def _config_with_defaults(architecture: Architecture) -> type[TransformerBaselineConfig]:
+def _config_with_defaults(architecture: Architecture, base: type[FlatConfig]) -> type[FlatConfig]:
     """The model's configuration class with the architecture's settings as its defaults."""
-    base = MODEL_CLASSES[architecture.model].config_class
     overridden = []
     for item in dataclasses.fields(base):
         if item.name not in architecture.settings:
@@ -271,29 +279,33 @@ def _config_with_defaults(architecture: Architecture) -> type[TransformerBaselin
     )
 
 
-def _register(architecture: Architecture) -> None:
+def register_architecture(architecture: Architecture, base: Any, namespace: dict[str, Any]) -> None:
     """Registers a name as a model of its own, so that flags, YAML and old checkpoints get the same defaults.
 
     fairseq's architecture functions would not do: with Hydra the base model's defaults are filled in before they run.
+
+    Args:
+        base: the model class. namespace: of the module that registers; tests and spawned workers find the classes
+            there by name, as they would written ones.
     """
-    config_class = _config_with_defaults(architecture)
-    # Tests and spawned workers find the class by name, as they would a written one.
-    config_class.__module__ = __name__
-    globals()[config_class.__name__] = config_class
+    config_class = _config_with_defaults(architecture, base.config_class)
+    config_class.__module__ = namespace["__name__"]
+    namespace[config_class.__name__] = config_class
     model_class = type(
-        f"{MODEL_CLASSES[architecture.model].__name__}_{architecture.name}",
-        (MODEL_CLASSES[architecture.model],),
-        {"config_class": config_class, "__module__": __name__, "__doc__": MODEL_CLASSES[architecture.model].__doc__},
+        f"{base.__name__}_{architecture.name}",
+        (base,),
+        {"config_class": config_class, "__module__": namespace["__name__"], "__doc__": base.__doc__},
     )
-    globals()[model_class.__name__] = model_class
+    namespace[model_class.__name__] = model_class
     register_model(architecture.name, dataclass=config_class)(model_class)
 
 
 for _architecture in ARCHITECTURES.values():
-    _register(_architecture)
+    if _architecture.model in MODEL_CLASSES:
+        register_architecture(_architecture, MODEL_CLASSES[_architecture.model], globals())
 
 
-def resolved_config(name: str, **overrides: Any) -> TransformerBaselineConfig:
+def resolved_config(name: str, **overrides: Any) -> Any:
     """The complete configuration of a named architecture, with options overridden by keyword.
 
     Raises: UnknownArchitectureError, ConfigError.

@@ -274,7 +274,7 @@ def upgrade_parameter_names(state_dict: MutableMapping[str, Tensor]) -> None:
             state_dict[name] = value
 
 
-def _show_target_padding(_layer, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def show_target_padding(_layer, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments of a decoder layer without the mask of target padding, which the published code did not have."""
     return arguments, options | {"self_attn_padding_mask": None}
 
@@ -320,7 +320,7 @@ class ReferenceLiteTransformer(LiteTransformerModel):
         """Raises ConfigError if the old options do not fit together."""
         model = super().build_model(translate_options(cfg), task)
         for layer in model.decoder.layers:
-            layer.register_forward_pre_hook(_show_target_padding, with_kwargs=True)
+            layer.register_forward_pre_hook(show_target_padding, with_kwargs=True)
         return model
 
     def upgrade_state_dict_named(self, state_dict: MutableMapping[str, Tensor], name: str) -> None:

@@ -95,6 +95,23 @@ def test_counter_that_disagrees_is_an_error_with_the_component(capsys, monkeypat
     assert "closed form and running model disagree: encoder attention (2196480, 66048) against" in err
 
 
+def test_language_model(capsys):
+    result = run_json(capsys, "lite_transformer_lm_wikitext103", "--set", "dropout=0.3")
+    assert (result["macs"], result["params_core"]) == (1_146_163_200, 37_182_208)
+    assert result["published"]["macs"]["published"] == "1147M"
+    assert (result["source_length"], result["target_length"], result["target_vocab"]) == (0, 30, 267744)
+    longer = run_json(capsys, "lite_transformer_lm_wikitext103", "--target-length", "1000")
+    assert longer["macs"] == 48_634_880_000 and longer["published"]["macs"]["published"] is None
+    code, out, _ = run(
+        capsys, "transformer_lm_wikitext103_256", "--counter", "--set", "decoder_layers=1", "--target-length", "7"
+    )
+    assert code == 0 and "transformer_lm_wikitext103_256 at 7 tokens, vocabulary 267,744 (one shared table)" in out
+    assert "input projection" in out and "the running model agrees in every component" in out
+    one = ["--set", "adaptive_input_cutoff=", "--set", "adaptive_softmax_cutoff=none"]
+    code, out, _ = run(capsys, "transformer_lm_wikitext103_256", *one)
+    assert code == 0 and "input projection" not in out and "shared" not in out
+
+
 def test_list_names_every_architecture(capsys):
     from lite_transformer.models.architectures import ARCHITECTURES
 
@@ -116,6 +133,8 @@ def test_list_names_every_architecture(capsys):
         (["lite_transformer", "--set", "no_weight_softmax=maybe"], "'maybe' is neither true nor false"),
         (["lite_transformer", "--set", "ffn_init=big"], "'big' is none of xavier, widened"),
         (["lite_transformer", "--set", "encoder_branch_dims=200,200"], "200 + 200 = 400 do not add up to"),
+        (["lite_transformer_lm", "--source-length", "3"], "lite_transformer_lm is a language model and has no source"),
+        (["lite_transformer_lm_wikitext103", "--vocab", "9"], "20000,60000 does not fit a vocabulary of 9 types"),
         (["lite_transformer", "--source-length", "0"], "source length 0 is not a positive number"),
         (["lite_transformer", "--vocab", "9", "--target-vocab", "9"], "--vocab sets both vocabularies"),
     ],

@@ -67,3 +67,25 @@ def batch(lengths: list[int], pad: int, eos: int, left_pad: bool, seed: int = 0)
         else:
             tokens[row, :length] = words
     return tokens
+
+
+TINY_LM = {
+    "decoder_embed_dim": 16,
+    "decoder_layers": 2,
+    "decoder_kernel_sizes": [3, 7],
+    "decoder_attention_heads": 2,
+    "adaptive_input_cutoff": [8, 14],
+    "adaptive_softmax_cutoff": [8, 14],
+    "dropout": 0.0,
+}
+
+
+def tiny_language_model(seed: int = 0, **options):
+    """An evaluation-mode language model of 2 layers over 24 types in three bands, with random biases."""
+    from lite_transformer.models.language_model import LiteTransformerLanguageModel
+    from lite_transformer.models.lm_config import LiteTransformerLMConfig
+
+    torch.manual_seed(seed)
+    model = LiteTransformerLanguageModel.build_model(LiteTransformerLMConfig(**(TINY_LM | options)), tiny_task())
+    randomize_biases(model)
+    return model.eval()

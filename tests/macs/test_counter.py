@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lite_transformer.errors import UnknownOperatorError
+from lite_transformer.errors import ConfigError, UnknownOperatorError
 from lite_transformer.macs.closed_form import closed_form
 from lite_transformer.macs.counter import FORMULAS, FREE, build_model, count_macs, count_model
 from lite_transformer.models.lite_transformer import resolved_config
@@ -95,6 +95,57 @@ def test_counter_agrees_on_transformer_baselines(options):
     assert counted == closed_form(config, 9, 4, 8, 8)
     assert counted.params_total == sum(parameter.numel() for parameter in model.parameters())
     assert FREE.isdisjoint(FORMULAS)
+
+
+LM = {"decoder_embed_dim": 16, "decoder_layers": 3, "decoder_attention_heads": 2, "tokens_per_sample": 40}
+BANDS = {"adaptive_input_cutoff": [6, 9], "adaptive_softmax_cutoff": [6, 9]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lite_transformer_lm", BANDS | {"decoder_kernel_sizes": [3, 5, 9]}),
+        ("lite_transformer_lm", BANDS | {"untie_adaptive_proj": True, "final_norm": True}),
+        ("lite_transformer_lm", BANDS | {"untie_adaptive_weights": True, "decoder_branches": ["lightweight"]}),
+        ("lite_transformer_lm", {"adaptive_softmax_cutoff": [5, 12], "decoder_learned_pos": True}),
+        ("lite_transformer_lm", {"adaptive_input_cutoff": [5], "decoder_layers_to_keep": "1"}),
+        ("transformer_lm_baseline", {"share_decoder_input_output_embed": True, "layernorm_embedding": True}),
+        ("transformer_lm_baseline", BANDS | {"adaptive_factor": 2.0, "decoder_ffn_embed_dim": 40}),
+    ],
+)
+def test_counter_agrees_on_language_models(name, options):
+    config = resolved_config(name, **(LM | options))
+    model = build_model(config, target_types=14)
+    counted = count_model(model, 0, 7)
+    assert counted == closed_form(config, 0, 7, 0, 14)
+    assert counted.params_total == sum(parameter.numel() for parameter in model.parameters())
+    assert counted.source_length == 0
+
+
+def test_language_model_by_hand():
+    """Two layers of 16 channels, kernels 3 and 7, 2 heads of each branch, 5 tokens; bands of 6, 3 and 5 types."""
+    options = {"decoder_layers": 2, "decoder_kernel_sizes": [3, 7]}
+    report = closed_form(resolved_config("lite_transformer_lm", **(LM | BANDS | options)), 0, 5, 0, 14)
+    layer = 4 * 64 * 5 + 2 * 25 * 8 + 3 * 64 * 5 + 2 * 256 * 5
+    assert report.macs == 2 * layer + 2 * (3 + 7) * 8 * 5 + 256 * 5
+    assert report.taps_macs == (3 + 7) * 8 * 5
+    assert report.params_core == 2 * (7 * 64 + 7 * 8 + 2 * 256 + 2 * 16 + 4 * 16) + 2 * (3 + 7) * 8
+    assert report.params_embeddings == 6 * 16 + 16 * 16 + 3 * 4 + 4 * 16 + 5 * 1 + 1 * 16
+    assert report.params_output == 2 * 16
+    assert report.output_macs == 5 * (16 * 8 + 16 * 4 + 4 * 3 + 16 * 1 + 1 * 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "vocab", "text"),
+    [
+        (BANDS, 0, 14, "length 0 is not a positive number"),
+        (BANDS, 5, 8, "--adaptive-input-cutoff 6,9 does not fit a vocabulary of 8 types"),
+        ({"decoder_learned_pos": True}, 41, 14, "length 41 is over max_target_positions 40"),
+    ],
+)
+def test_language_model_sizes_that_do_not_fit(options, length, vocab, text):
+    with pytest.raises(ConfigError, match=text):
+        closed_form(resolved_config("lite_transformer_lm", **(LM | options)), 0, length, 0, vocab)
 
 
 def test_hand_counted_modules():
