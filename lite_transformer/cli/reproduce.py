@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lite_transformer.errors import ConfigError, DataError
-from lite_transformer.reproduction.report import published_figures, write_report
+from lite_transformer.reproduction import report
 from lite_transformer.reproduction.tables import TABLES, Table, choose_rows, find_table
 
 
@@ -78,16 +78,15 @@ def run(args: argparse.Namespace) -> int:
     )
     folder = chain.results_of(plan)
     changes = _changes(plan)
-    outcomes = chain.reproduce(plan, folder, lambda found: write_report(plan, found, changes))
-    written = write_report(plan, outcomes, changes)
-    sys.stdout.write("".join(f"wrote {path}\n" for path in written))
-    failures = [run for outcome in outcomes for run in outcome.failures]
+    outcomes = chain.reproduce(plan, folder, lambda found: report.write_table(plan, found, changes))
+    for path in (report.write_table(plan, outcomes, changes), report.write_plot(plan, outcomes)):
+        sys.stdout.write(f"wrote {path}\n")
+    failures = [f"{run}: {reason}" for outcome in outcomes for run, reason in outcome.failures.items()]
     if not failures:
         sys.stdout.write(f"all rows that were asked for are measured; records in {folder / 'runs'}\n")
         return 0
-    names = "; ".join(f"{run} ({run.log})" for run in failures)
     again = shlex.join(["lite-transformer", *sys.argv[1:]])
-    sys.stderr.write(f"lite-transformer reproduce: failed: {names}. Mend what the logs say, then type again: {again}\n")
+    sys.stderr.write(f"lite-transformer reproduce: failed: {'; '.join(failures)}. Mend it, then type again: {again}\n")
     return 1
 
 
@@ -131,7 +130,7 @@ def _tables() -> str:
 
 
 def _rows(table: Table) -> str:
-    figures = published_figures(table)
+    figures = report.published_figures(table)
     lines = [f"{table.title}; evaluated as {table.protocol}", ""]
     for row in table.rows:
         scores = " / ".join(f"{figure.value:g}" for figure in figures[row.label]) or "none"

@@ -175,7 +175,7 @@ def reproduce(plan: Plan, folder: Path, on_change: Callable[[Sequence[Outcome]],
 
     Args:
         folder: of the records, as `results_of` says.
-        on_change: called with all rows at the beginning and after each run, to write table and plot.
+        on_change: called with all rows at the beginning and after each run, to write the table.
     Raises: DataError if the corpus cannot be prepared, if another process works in ``plan.out``, or if a record is
         damaged; ConfigError if an experiment cannot be read or overrides do not fit.
     """

@@ -27,17 +27,16 @@ def published_figures(table: Table) -> dict[str, list[results.LiteratureFigure]]
     return {row.label: [figure for figure in figures if figure.row == row.label] for row in table.rows}
 
 
-def write_report(plan: Plan, outcomes: Sequence[Outcome], changes: Sequence[str]) -> list[Path]:
-    """Writes the table and the plot of a reproduction to its folder; returns their paths.
+def write_table(plan: Plan, outcomes: Sequence[Outcome], changes: Sequence[str]) -> Path:
+    """Writes the table of a reproduction to its folder; returns its path.
 
     Args:
         changes: in what these runs differ from the experiments, a sentence each.
     """
-    figures = published_figures(plan.table)
-    table = plan.out / TABLE
-    with atomic_open(table) as stream:
-        stream.write(render_table(plan, outcomes, figures, changes))
-    return [table, _plot(plan, outcomes, figures)]
+    path = plan.out / TABLE
+    with atomic_open(path) as stream:
+        stream.write(render_table(plan, outcomes, published_figures(plan.table), changes))
+    return path
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -121,14 +120,17 @@ def _state(plan: Plan, outcome: Outcome) -> str:
 # --- the plot ------------------------------------------------------------------------------------------------------
 
 
-def _plot(plan: Plan, outcomes: Sequence[Outcome], figures: Figures) -> Path:
-    """An SVG: the last of the table's metrics against Mult-Adds, a line a family, published ones hollow and dashed."""
+def write_plot(plan: Plan, outcomes: Sequence[Outcome]) -> Path:
+    """Writes the plot as SVG; returns its path.
+
+    The last of the table's metrics against Mult-Adds, a line for each family of models; published ones are dashed.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    metric = plan.table.metrics[-1]
+    metric, figures = plan.table.metrics[-1], published_figures(plan.table)
     measured: dict[str, list[tuple[float, float]]] = {}
     published: dict[str, list[tuple[float, float]]] = {}
     for outcome in outcomes:
