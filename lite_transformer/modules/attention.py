@@ -84,11 +84,9 @@ class MultiheadAttention(IncrementalModule):
             bias = F.pad(bias.view(rows, self.head_dim), (0, extra)).flatten()
         return {"weight": weight, "bias": bias}
 
-    def _project_together(self, x: Tensor, together: Mapping[str, Tensor | None], count: int) -> Tensor:
+    def _project_together(self, x: Tensor, together: Mapping[str, Tensor], count: int) -> Tensor:
         """(N, B, C') -> (count, B, H, N, R'): ``count`` projections in one matrix product."""
-        weight, bias = together["weight"], together["bias"]
-        assert weight is not None
-        projected = F.linear(x.flatten(0, 1), weight, bias)
+        projected = F.linear(x.flatten(0, 1), together["weight"], together["bias"])
         return projected.view(*x.shape[:2], count, self.num_heads, -1).permute(2, 1, 3, 0, 4)
 
     def forward(
@@ -120,21 +118,29 @@ class MultiheadAttention(IncrementalModule):
         if incremental_state is None:
             assert key is not None and value is not None
             q, k, v = self._project(query, key, value)
+            scale = 1 / math.sqrt(self.head_dim)
             only_causal = isinstance(attn_mask, str) and attn_mask == CAUSAL and key_padding_mask is None
             if not only_causal or need_weights or need_head_weights:
                 hidden = _hidden_keys(key_padding_mask, attn_mask, query)
             attend = None if hidden is None else ~hidden
-        elif static_kv:
-            constants = self.constants(incremental_state, lambda: self._together(self.q_proj))
-            q = self._project_together(query, constants, 1)[0]
-            k, v, hidden, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
         else:
-            q, k, v, hidden = self._step_keys(query, key_padding_mask, attn_mask, incremental_state)
-            attend = None if hidden is None else ~hidden
-        probabilities = None
+            constants = self.constants(incremental_state, lambda: self._step_constants(static_kv))
+            scale = 1.0  # the constants have it
+            if static_kv:
+                q = self._step_projections(query, constants, 1)[0]
+                k, v, hidden, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
+            else:
+                q, k, v, hidden = self._step_keys(query, key_padding_mask, attn_mask, incremental_state, constants)
+                attend = None if hidden is None else ~hidden
+            if query.size(0) == 1 and (static_kv or hidden is None):
+                out, probabilities = self._attend_one(q, k, v, attend, constants)
+                if need_head_weights:
+                    return out, probabilities.float().transpose(0, 1)
+                return out, probabilities.float().mean(dim=1) if need_weights else None
+        weights: Tensor | None = None
         if need_weights or need_head_weights:
-            out, probabilities = self._attend_with_weights(q, k, v, hidden)
-            probabilities = probabilities.transpose(0, 1) if need_head_weights else probabilities.mean(dim=1)
+            out, probabilities = self._attend_with_weights(q, k, v, hidden, scale)
+            weights = probabilities.transpose(0, 1) if need_head_weights else probabilities.mean(dim=1)
         else:
             out = F.scaled_dot_product_attention(
                 q,
@@ -143,14 +149,14 @@ class MultiheadAttention(IncrementalModule):
                 attn_mask=attend,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=only_causal,
-                scale=1 / math.sqrt(self.head_dim),
+                scale=scale,
             )
             from_cache = static_kv and incremental_state is not None  # has zeros there already
             if hidden is not None and not from_cache and _fuses(query):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
-        return by_rows(self.out_proj, out), probabilities
+        return by_rows(self.out_proj, out), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, R) of whole sequences."""
@@ -167,19 +173,43 @@ class MultiheadAttention(IncrementalModule):
             k, v = self._project_together(key, self._together(self.k_proj, self.v_proj), 2).unbind()
         return q, k, v
 
+    def _step_constants(self, static_kv: bool) -> dict[str, Tensor]:
+        """The projections of a decoding step as matrices that one product takes: the fewest operations count there.
+
+        ``weight`` (P, C, H * R') and ``bias`` (P, 1, H * R') of P = 3 or, to the encoder, 1 projections, the first
+        divided by sqrt(R); ``out_weight`` (H * R', C) and ``out_bias`` (C).
+        """
+        projections = [self.q_proj] if static_kv else [self.q_proj, self.k_proj, self.v_proj]
+        together = self._together(*projections)
+        weight = together["weight"].unflatten(0, (len(projections), -1)).transpose(1, 2).contiguous()
+        bias = together["bias"].view(len(projections), 1, -1).clone()
+        weight[0] /= math.sqrt(self.head_dim)
+        bias[0] /= math.sqrt(self.head_dim)
+        out_weight = self.out_proj.weight.t()
+        extra = weight.size(2) // self.num_heads - self.head_dim
+        if extra:
+            heads = out_weight.unflatten(0, (self.num_heads, self.head_dim))
+            out_weight = F.pad(heads, (0, 0, 0, extra)).flatten(0, 1)
+        return {"weight": weight, "bias": bias, "out_weight": out_weight, "out_bias": self.out_proj.bias}
+
+    def _step_projections(self, query: Tensor, constants: Mapping[str, Tensor], count: int) -> Tensor:
+        """(N, B, C) -> (count, B, H, N, R')."""
+        projected = torch.baddbmm(constants["bias"], query.flatten(0, 1).expand(count, -1, -1), constants["weight"])
+        return projected.view(count, *query.shape[:2], self.num_heads, -1).permute(0, 2, 3, 1, 4)
+
     def _step_keys(
         self,
         query: Tensor,
         key_padding_mask: Tensor | None,
         attn_mask: Tensor | str | None,
         incremental_state: IncrementalState,
+        constants: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Of a step of self-attention: queries, keys and values (B, H, N, R) so far, and which keys are hidden.
 
         Keys and values live in one tensor (2, B, H, S, R): one concatenation a step, one reordering.
         """
-        constants = self.constants(incremental_state, lambda: self._together(self.q_proj, self.k_proj, self.v_proj))
-        heads = self._project_together(query, constants, 3)
+        heads = self._step_projections(query, constants, 3)
         q, keys_values = heads[0], heads[1:]
         buffer = self.read_buffer(incremental_state)
         old, padding = buffer.get("keys_values"), buffer.get("padding")
@@ -188,6 +218,7 @@ class MultiheadAttention(IncrementalModule):
             keys_values = torch.cat([old, keys_values], dim=3)
         else:
             padding = key_padding_mask
+            keys_values = keys_values.contiguous()
         self.write_buffer(incremental_state, {"keys_values": keys_values, "padding": padding})
         hidden = _hidden_keys(padding, attn_mask, query)
         return q, keys_values[0], keys_values[1], hidden
@@ -201,34 +232,48 @@ class MultiheadAttention(IncrementalModule):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Keys and values (B, H, S, R) of the encoder's output, which of them are padding, and that added to scores.
 
-        All of it is made at the first step. The last, (B, 1, 1, S), is 0 or hugely negative: kernels on either device
+        All of it is made at the first step. The last, (B, H, 1, S), is 0 or hugely negative: kernels on either device
         would make it of the bool mask at each step, and again to align its rows.
         """
         source = self.read_source(incremental_state)
-        keys_values = source.get("keys_values")
-        if keys_values is None:
+        if not source:
             assert key is not None and key is value
-            keys_values = self._project_together(key, self._together(self.k_proj, self.v_proj), 2)
+            keys_values = self._project_together(key, self._together(self.k_proj, self.v_proj), 2).contiguous()
             source = {"keys_values": keys_values, "padding": None, "bias": None}
             if key_padding_mask is not None:
                 padding = key_padding_mask.bool()[:, None, None, :]
                 # a sentence of padding alone: zero, whatever a kernel makes of it
-                source["keys_values"] = keys_values = keys_values.masked_fill(padding.all(dim=-1, keepdim=True), 0.0)
+                source["keys_values"] = keys_values.masked_fill(padding.all(dim=-1, keepdim=True), 0.0)
                 least = torch.finfo(keys_values.dtype).min
+                bias = F.pad(padding, (0, -padding.size(-1) % 8)).to(keys_values.dtype) * least
                 source["padding"] = padding
-                source["bias"] = F.pad(padding, (0, -padding.size(-1) % 8)).to(keys_values.dtype) * least
+                source["bias"] = bias.repeat(1, self.num_heads, 1, 1)
             self.write_source(incremental_state, source)
-        bias = source["bias"]
-        return (
-            keys_values[0],
-            keys_values[1],
-            source["padding"],
-            None if bias is None else bias[..., : keys_values.size(3)],
-        )
+        kept, bias = source["keys_values"], source["bias"]
+        assert kept is not None
+        return kept[0], kept[1], source["padding"], None if bias is None else bias[..., : kept.size(3)]
 
-    def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend_one(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, constants: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Output (1, B, C) and probabilities (B, H, 1, S) of one step: q (B, H, 1, R'), k and v (B, H, S, R').
+
+        Three operations where a fused kernel's choice, made anew at each length, costs more than the arithmetic.
+        """
+        batch, heads = q.shape[:2]
+        queries, keys = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
+        scores = torch.bmm(queries, keys) if bias is None else torch.baddbmm(bias.flatten(0, 1), queries, keys)
+        probabilities = torch.softmax(scores, dim=-1)
+        dropped = F.dropout(probabilities, self.dropout) if self.training else probabilities
+        out = torch.bmm(dropped, v.flatten(0, 1)).view(batch, -1)
+        projected = torch.addmm(constants["out_bias"], out, constants["out_weight"])
+        return projected.unsqueeze(0), probabilities.view(batch, heads, 1, -1)
+
+    def _attend_with_weights(
+        self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """The definition, spelled out: output (B, H, T, R) and probabilities (B, H, T, S) in fp32."""
-        scores = torch.matmul(q, k.transpose(2, 3)).float() / math.sqrt(self.head_dim)
+        scores = torch.matmul(q, k.transpose(2, 3)).float() * scale
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         probabilities = torch.softmax(scores, dim=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -98,43 +98,59 @@ class ShortRangeConv(IncrementalModule):
         if padding_mask is not None and not self.mask_after_gate:
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
             padding_mask = None
+        if incremental_state is not None:
+            return self._step(x, padding_mask, incremental_state)
         if self.linear1 is not None:
             x = by_rows(self.linear1, x)
             if self.gate:
                 x = F.glu(x, dim=-1)
-        if incremental_state is None:
-            x = type(self).convolution(
-                x,
-                self.kernels(x),
-                self.left_padding,
-                weight_softmax=self.weight_softmax,
-                weight_dropout=self.weight_dropout if self.training else 0.0,
-                padding_mask=padding_mask,
-                backend=self.backend,
-            )
-        else:
-            x = self._step(x, padding_mask, incremental_state)
+        x = type(self).convolution(
+            x,
+            self.kernels(x),
+            self.left_padding,
+            weight_softmax=self.weight_softmax,
+            weight_dropout=self.weight_dropout if self.training else 0.0,
+            padding_mask=padding_mask,
+            backend=self.backend,
+        )
         return x if self.linear2 is None else self.linear2(x)
 
-    def step_kernels(self, x: Tensor, incremental_state: IncrementalState) -> Tensor:
-        """The normalised kernels of a step, for its gated input x: (1, B, C)."""
-        return self._normalised(self.kernels(x))
+    def step_kernels(self, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        """The normalised kernels (1, B, H, K) or (H, K) of a step, for its gated input x: (1, B, C)."""
+        raise NotImplementedError
 
     def _normalised(self, kernels: Tensor) -> Tensor:
-        return F.softmax(kernels, dim=-1, dtype=torch.float32).type_as(kernels) if self.weight_softmax else kernels
+        return torch.softmax(kernels, dim=-1) if self.weight_softmax else kernels
+
+    def _step_constants(self) -> dict[str, Tensor]:
+        """The projections as matrices that one product takes, (C, C') and (C')."""
+        constants: dict[str, Tensor] = {}
+        for name, layer in (("1", self.linear1), ("2", self.linear2)):
+            if layer is not None:
+                constants |= {f"weight{name}": layer.weight.t(), f"bias{name}": layer.bias}
+        return constants
 
     def _step(self, x: Tensor, padding_mask: Tensor | None, incremental_state: IncrementalState) -> Tensor:
-        """The convolution at the newest position: (1, B, C) -> (1, B, C)."""
+        """The whole branch at the newest position: (1, B, C) -> (1, B, C)."""
         if not self.causal:
             raise ConfigError("a centred convolution cannot be decoded step by step: it sees the future")
+        constants = self.constants(incremental_state, self._step_constants)
+        weight1, weight2 = constants.get("weight1"), constants.get("weight2")
+        if weight1 is not None:
+            projected = torch.addmm(constants["bias1"], x.squeeze(0), weight1)
+            x = (F.glu(projected, dim=-1) if self.gate else projected).unsqueeze(0)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.transpose(0, 1).unsqueeze(2), 0)
-        kernels = self.step_kernels(x, incremental_state)
+        kernels = self.step_kernels(x, constants)
+        if self.training:
+            kernels = F.dropout(kernels, self.weight_dropout)
         previous = self.read_buffer(incremental_state).get("window")
         window = x if previous is None else torch.cat([previous, x])
         # The K - 1 newest inputs are all that the next step can see.
-        self.write_buffer(incremental_state, {"window": window[max(0, window.size(0) - self.kernel_size + 1) :]})
-        return self.convolve_step(window, F.dropout(kernels, self.weight_dropout, self.training))
+        kept = window if window.size(0) < self.kernel_size else window[window.size(0) - self.kernel_size + 1 :]
+        self.write_buffer(incremental_state, {"window": kept})
+        out = self.convolve_step(window, kernels)
+        return out if weight2 is None else torch.addmm(constants["bias2"], out.squeeze(0), weight2).unsqueeze(0)
 
     def extra_repr(self) -> str:
         where = "causal" if self.causal else "centred"
@@ -154,11 +170,12 @@ class LightweightConv(ShortRangeConv):
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight
 
-    def step_kernels(self, x: Tensor, incremental_state: IncrementalState) -> Tensor:
+    def _step_constants(self) -> dict[str, Tensor]:
+        return {**super()._step_constants(), "kernels": self._normalised(self.weight)}
+
+    def step_kernels(self, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         """Those of every step."""
-        kernels = self.constants(incremental_state, lambda: {"kernels": self._normalised(self.weight)})["kernels"]
-        assert kernels is not None
-        return kernels
+        return constants["kernels"]
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.lightweight_conv_step(window, kernels)
@@ -175,6 +192,13 @@ class DynamicConv(ShortRangeConv):
 
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight_linear(x).view(x.size(0), x.size(1), self.num_heads, self.kernel_size)
+
+    def _step_constants(self) -> dict[str, Tensor]:
+        return {**super()._step_constants(), "generator": self.weight_linear.weight.t()}
+
+    def step_kernels(self, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        logits = torch.mm(x.squeeze(0), constants["generator"])
+        return self._normalised(logits.view(1, -1, self.num_heads, self.kernel_size))
 
     def convolve_step(self, window: Tensor, kernels: Tensor) -> Tensor:
         return ops.dynamic_conv_step(window, kernels)

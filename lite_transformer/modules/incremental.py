@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from torch import Tensor, nn
@@ -45,13 +45,13 @@ class IncrementalModule(FairseqIncrementalState, nn.Module):
 
     def constants(
         self, incremental_state: IncrementalState, make: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Tensor]:
         """What ``make()`` returned at the first step of this search: tensors computed from the weights alone."""
         kept = self._read(incremental_state, "constants")
         if not kept:
             kept = {**make()}
             self._write(incremental_state, "constants", kept)
-        return kept
+        return cast(dict[str, Tensor], kept)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Keeps row ``new_order[i]`` as the new row i (called by fairseq's beam search)."""

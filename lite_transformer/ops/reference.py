@@ -281,6 +281,8 @@ def dynamic_conv_step(window: Tensor, weight: Tensor) -> Tensor:
         weight = weight.to(dtype)
     else:
         weight, window = _exact(weight, like=window), _exact(window)
-    taps = weight[..., kernel_size - seen :].reshape(batch * num_heads, 1, seen)
+    if seen < kernel_size:
+        weight = weight[..., kernel_size - seen :]
+    taps = weight.reshape(batch * num_heads, 1, seen)
     heads = window.reshape(seen, batch * num_heads, channels // num_heads).transpose(0, 1)
     return torch.bmm(taps, heads).view(1, batch, channels).to(dtype)
