@@ -170,7 +170,6 @@ def _converse(translator: Translator, output: IO[str]) -> None:
         try:
             line = _ask(f"{source}> ")
             line.encode()  # bytes that are no UTF-8 may have come in as surrogates
-            translation = translator.translate([line])[0]
         except EOFError:
             sys.stderr.write("\n")
             return
@@ -179,6 +178,11 @@ def _converse(translator: Translator, output: IO[str]) -> None:
             continue
         except UnicodeError:
             sys.stderr.write("This line is not UTF-8; type it again.\n")
+            continue
+        try:
+            translation = translator.translate([line])[0]
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
             continue
         except Exception as error:  # one line too much for memory, say, is no reason to lose the session
             sys.stderr.write(f"This line cannot be translated: {' '.join(str(error).split())}\n")
