@@ -7,7 +7,7 @@ import logging
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,22 @@ def binarize(
     return sizes
 
 
+def binarize_text(paths: Mapping[str, Path], bin_folder: Path, workers: int = 1) -> tuple[int, dict[str, int]]:
+    """Writes dict.txt of train and SPLIT.{bin,idx} for language models; returns the types and the tokens by split.
+
+    Byte for byte as `fairseq-preprocess --only-source`, which the task language_modeling reads. Tokens are counted with
+    an end of line for each line.
+
+    Args:
+        paths: by split, one line of words or subwords a line.
+    """
+    dictionary = _dictionary([paths["train"]], None)
+    path = bin_folder / "dict.txt"
+    dictionary.save(str(path))
+    tokens = {split: _index(path, len(dictionary), text, bin_folder / split, workers) for split, text in paths.items()}
+    return len(dictionary), tokens
+
+
 def _dictionary(files: Iterable[Path], max_types: int | None) -> Any:
     from fairseq.data import Dictionary
 
@@ -71,7 +87,8 @@ def _dictionary(files: Iterable[Path], max_types: int | None) -> Any:
     return dictionary
 
 
-def _index(dictionary: Path, size: int, text: Path, prefix: Path, workers: int) -> None:
+def _index(dictionary: Path, size: int, text: Path, prefix: Path, workers: int) -> int:
+    """Writes PREFIX.bin and PREFIX.idx; returns the tokens, ends of lines counted."""
     from fairseq.data import indexed_dataset
 
     dtype = indexed_dataset.best_fitting_int_dtype(size)
@@ -95,6 +112,7 @@ def _index(dictionary: Path, size: int, text: Path, prefix: Path, workers: int) 
         index._file.write(np.concatenate([[0], ends[:-1]]).astype(np.int64).tobytes())
     tokens = int(sizes.sum())
     logger.info("%s: %d tokens, %.2f%% unknown", text.name, tokens, 100 * unknown / max(tokens, 1))
+    return tokens
 
 
 def _encode(task: tuple[Path, int, str, list[str]]) -> tuple[bytes, list[int], int]:

@@ -13,8 +13,10 @@ from data_prep import (
     embedded,
     iwslt14_de_en,
     libreoffice_help,
+    linux_docs,
     multi30k,
     parallel,
+    wikitext,
     wmt14_en_fr,
     wmt16_en_de,
 )
@@ -36,6 +38,8 @@ Fetch = Callable[[Pair, Path], None]
 ReadSplits = Callable[[Files, Pair, int], dict[str, tuple[list[str], list[str]]]]
 # (files found, languages, seed) -> (split, source line, target line), one pair after the other, splits in any order
 ReadPairs = Callable[[Files, Pair, int], Iterator[tuple[str, str, str]]]
+# (files found) -> (split, line) of a corpus of one language, splits in any order; an empty line ends a document
+ReadLines = Callable[[Files], Iterator[tuple[str, str]]]
 # (files found, languages, folder to write SPLIT.LANG and the codes to)
 WriteSubwords = Callable[[Files, Pair, Path], None]
 
@@ -45,7 +49,8 @@ class Corpus:
     """What a corpus is, how its raw text is had, and how it is cleaned.
 
     A corpus has either ``sources``, published files that are downloaded or taken from --source, or ``find_sources``,
-    for the user's own files; and either ``read_pairs``, for text of any size, or ``read_splits``.
+    for the user's own files; and either ``read_pairs``, for text of any size, or ``read_splits``; or ``read_lines``,
+    which makes it a corpus of one language, for language models.
 
     Attributes:
         languages: the languages it has; empty for "whatever the user's files are".
@@ -93,6 +98,13 @@ class Corpus:
     published_lines: Mapping[str, int] = dataclasses.field(default_factory=dict)
     text_language: str = ""
     source_limit: int | None = None
+    read_lines: ReadLines | None = None
+    min_count: int = 1
+    published_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_monolingual(self) -> bool:
+        return self.read_lines is not None
 
 
 CORPORA = {
@@ -225,6 +237,40 @@ CORPORA = {
             dictionary_size=32768,
             published_lines={"train": 4500966, "valid": 3000, "test": 3003},
         ),
+        *(
+            Corpus(
+                name=name,
+                description=description,
+                licence=wikitext.LICENCE,
+                citation=wikitext.CITATION,
+                languages=("en",),
+                default_pair=("en", "en"),
+                text={"normalize": False, "tokenizer": "none", "subword": "none"},
+                merges=0,
+                sources=wikitext.list_sources(name),
+                read_lines=wikitext.read_lines,
+                verbatim=True,
+                published_tokens=wikitext.TOKENS[name],
+            )
+            for name, description in (
+                ("wikitext103", "language model: 103 million words of Wikipedia, published as tokens"),
+                ("wikitext2", "language model: 2 million words of Wikipedia, published as tokens"),
+            )
+        ),
+        Corpus(
+            name="linux_docs",
+            description="language model: 5 million words about the Linux kernel and Python, from Debian's packages",
+            licence=linux_docs.LICENCE,
+            citation=linux_docs.CITATION,
+            languages=("en",),
+            default_pair=("en", "en"),
+            text={"subword": "none"},
+            merges=8000,
+            find_sources=linux_docs.find_sources,
+            fetch=linux_docs.fetch,
+            read_lines=linux_docs.read_lines,
+            min_count=3,
+        ),
         Corpus(
             name="parallel",
             description="your own text: train, valid and test, one file a language, line n translates line n",
@@ -255,6 +301,8 @@ def parse_pair(text: str | None, corpus: Corpus) -> tuple[str, str]:
     """
     if text is None:
         return corpus.default_pair
+    if corpus.is_monolingual:
+        raise DataError(f"corpus {corpus.name} is text of one language: leave out --pair.")
     languages = ", ".join(corpus.languages) or "any two language codes"
     parts = text.split("-")
     if len(parts) != 2 or not all(part.isalpha() for part in parts):

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_prep import bpe
+from data_prep import bpe, monolingual
 from data_prep.cleaning import Limits
 from data_prep.corpora import SPLITS, Corpus
 from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json, write_lines
@@ -105,6 +105,10 @@ def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
 
 
 def _run_steps(options: Options, sources: dict[str, Path], dest: Path, workers: int) -> None:
+    if options.corpus.is_monolingual:
+        monolingual.run_steps(options, sources, dest, workers, _step, RECORD_FILE)
+        _keep_record(dest)
+        return
     _step(dest, "raw", lambda folder: _write_raw(options, sources, folder))
     if options.corpus.write_subwords is not None:
         _step(dest, "bpe", lambda folder: _write_published_subwords(options, sources, folder))
@@ -113,6 +117,10 @@ def _run_steps(options: Options, sources: dict[str, Path], dest: Path, workers: 
         _step(dest, "bpe", lambda folder: _write_subwords(options, dest / "tok", folder, workers), keep=True)
     shutil.rmtree(dest / "tok", ignore_errors=True)
     _step(dest, "bin", lambda folder: _write_binarized(options, dest, folder, workers))
+    _keep_record(dest)
+
+
+def _keep_record(dest: Path) -> None:
     if not (dest / RECORD_FILE).exists():
         write_json(dest / RECORD_FILE, read_json(dest / "bin" / RECORD_FILE))
 

@@ -13,7 +13,7 @@ from typing import Any
 from lite_transformer.errors import DataError
 
 TOKENIZERS = ("moses", "moses-scripts", "none")
-SUBWORDS = ("bpe", "sentencepiece")
+SUBWORDS = ("bpe", "sentencepiece", "none")
 _CACHED_WORDS = 200_000  # split words that a process remembers, about 100 MB
 CODES_FILES = {"bpe": "codes", "sentencepiece": "spm.model"}  # the file, inside the folder of the subword model
 
@@ -36,7 +36,7 @@ class TextPipeline:
         aggressive_dash: Moses splits hyphenated words (a @-@ b).
         escape: Moses writes &, <, > and quotation marks as XML entities.
         lowercase: lower-case after tokenization; ``decode`` cannot undo it.
-        subword: "bpe" (subword-nmt) or "sentencepiece".
+        subword: "bpe" (subword-nmt), "sentencepiece", or "none" for whole words.
         codes: the learnt subword model, relative to ``folder``.
         folder: where ``codes`` lies; not part of the JSON form, so a prepared folder can be moved.
     """
@@ -102,11 +102,15 @@ class TextPipeline:
 
     def split(self, words: str) -> str:
         """Words, as ``tokenize`` gives them -> subwords separated by blanks."""
+        if self.subword == "none":
+            return words
         splitter = _bpe_splitter if self.subword == "bpe" else _sentencepiece_splitter
         return splitter(self.folder / self.codes)(words)
 
     def join(self, subwords: str) -> str:
         """Subwords separated by blanks -> words."""
+        if self.subword == "none":
+            return subwords
         return join_bpe(subwords) if self.subword == "bpe" else join_sentencepiece(subwords)
 
     def encode(self, line: str) -> str:

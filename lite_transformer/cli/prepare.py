@@ -4,6 +4,7 @@
   lite-transformer prepare multi30k --source DIR --dest data/multi30k --pair en-de
   lite-transformer prepare iwslt14_de_en --dest data/iwslt14_de_en
   lite-transformer prepare parallel --source DIR --dest data/mine --pair fr-en
+  lite-transformer prepare linux_docs --dest data/linux_docs
 
 Published files are downloaded to DEST/downloads and verified; with --source DIR they are taken from there, and the
 network is not touched. An interrupted run goes on where it stopped when the same command is typed again; finished
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", choices=TOKENIZERS, help="word tokenizer")
     parser.add_argument("--aggressive-dash", action=flag, help="Moses splits hyphenated words")
     parser.add_argument("--escape", action=flag, help="Moses escapes XML's special characters")
-    parser.add_argument("--subword", choices=SUBWORDS, help="subword-nmt or SentencePiece")
+    parser.add_argument("--subword", choices=SUBWORDS, help="subword-nmt, SentencePiece, or (language models) none")
     parser.add_argument("--bpe-merges", type=int, metavar="N", help="BPE merges, or pieces of SentencePiece")
     parser.add_argument(
         "--joined-dictionary", action=flag, help="one dictionary for both languages (default, but for iwslt14_de_en)"
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     pair = parse_pair(args.pair, corpus)
     chosen = {name: getattr(args, name) for name in TEXT_OPTIONS if getattr(args, name) is not None}
     _refuse_choices(corpus, chosen, args.bpe_merges)
+    _refuse_by_languages(corpus, chosen, args)
     text = TextPipeline(language=pair[0], **{**corpus.text, **chosen}).to_json()
     options = Options(
         corpus=corpus,
@@ -88,8 +90,12 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{split} {count}" for split, count in record["lines"].items())
     sizes = ", ".join(f"{language} {size}" for language, size in record["dictionary_sizes"].items())
     what = f"a slice of {corpus.name}" if args.limit else corpus.name
+    if corpus.is_monolingual:
+        counts += "; tokens: " + ", ".join(f"{split} {count}" for split, count in record["tokens"].items())
+    else:
+        what += f" {'-'.join(pair)}"
     sys.stdout.write(
-        f"{what} {'-'.join(pair)} is ready in {args.dest} (lines: {counts}; dictionary: {sizes}). "
+        f"{what} is ready in {args.dest} (lines: {counts}; dictionary: {sizes}). "
         f"Next: lite-transformer train CONFIG --data {args.dest / 'bin'} --save-dir DIR\n"
     )
     return 0
@@ -97,9 +103,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_choices(corpus: Corpus, chosen: dict[str, object], merges: int | None) -> None:
     """Raises DataError if an option would change text that is published ready-made."""
-    if corpus.write_subwords is None:
+    if corpus.write_subwords is None and not (corpus.is_monolingual and corpus.verbatim):
         return
     given = [*chosen, *(["bpe-merges"] if merges is not None else [])]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise DataError(f"corpus {corpus.name} is published tokenized and in subwords: leave out {names}.")
+        units = "subwords" if corpus.write_subwords else "words"
+        raise DataError(f"corpus {corpus.name} is published tokenized and in {units}: leave out {names}.")
+
+
+def _refuse_by_languages(corpus: Corpus, chosen: dict[str, object], args: argparse.Namespace) -> None:
+    """Raises DataError if an option is for corpora of two languages and this has one, or the reverse."""
+    if not corpus.is_monolingual and chosen.get("subword") == "none":
+        raise DataError(f"corpus {corpus.name} needs subwords: --subword bpe or sentencepiece.")
+    if corpus.is_monolingual and args.joined_dictionary is not None:
+        raise DataError(f"corpus {corpus.name} is text of one language: leave out --joined-dictionary.")
+    subword = chosen.get("subword", corpus.text.get("subword"))
+    if corpus.is_monolingual and subword == "none" and args.bpe_merges is not None:
+        raise DataError("--bpe-merges without subwords: add --subword bpe, or leave it out.")

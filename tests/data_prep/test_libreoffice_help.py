@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import shutil
 import subprocess
-import tarfile
 
 import pytest
 
@@ -16,6 +14,7 @@ from data_prep.io import read_lines
 from data_prep.leakage import draw_split, measure_leakage, nearest_lines
 from lite_transformer.cli.main import main
 from lite_transformer.errors import DataError
+from tests.helpers.corpora import write_deb
 
 # Written for this test, in the shape of a help page.
 PAGE = """<!DOCTYPE html><html><body><header><p id="top">Outside.</p></header>
@@ -37,25 +36,6 @@ PREFIX = "./usr/share/libreoffice/help"
 def page(*paragraphs):
     text = "".join(f'<p id="par_{number}">{line}</p>' for number, line in enumerate(paragraphs))
     return f'<html><body><div id="DisplayArea">{text}</div></body></html>'
-
-
-def write_deb(path, files, compression="xz", content_name=None):
-    """A .deb package: an ar archive of three members, the last a tar of ``files``."""
-    tar_bytes = io.BytesIO()
-    with tarfile.open(fileobj=tar_bytes, mode=f"w:{compression}") as tar:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            content = text.encode()
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    members = {"debian-binary": b"2.0\n", "control.tar.gz": b"odd"}
-    members[content_name or f"data.tar.{compression}"] = tar_bytes.getvalue()
-    with path.open("wb") as stream:
-        stream.write(b"!<arch>\n")
-        for name, content in members.items():
-            stream.write(f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(content):<10}`\n".encode())
-            stream.write(content + b"\n" * (len(content) % 2))
-    return path
 
 
 def test_paragraphs_of_a_page():

@@ -43,9 +43,28 @@ def write_tar(path: Path, members: Mapping[str, str | bytes]) -> Path:
     return path
 
 
+def write_deb(path: Path, files: Mapping[str, str], compression: str = "xz", content_name: str | None = None) -> Path:
+    """A .deb package: an ar archive of three members, the last a tar of ``files``."""
+    tar_bytes = io.BytesIO()
+    with tarfile.open(fileobj=tar_bytes, mode=f"w:{compression}") as tar:  # type: ignore[call-overload]
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            content = text.encode()
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    members = {"debian-binary": b"2.0\n", "control.tar.gz": b"odd"}
+    members[content_name or f"data.tar.{compression}"] = tar_bytes.getvalue()
+    with path.open("wb") as stream:
+        stream.write(b"!<arch>\n")
+        for name, content in members.items():
+            stream.write(f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(content):<10}`\n".encode())
+            stream.write(content + b"\n" * (len(content) % 2))
+    return path
+
+
 def write_checksums(folder: Path) -> None:
     """checksums.json of the archives in ``folder``, which makes `prepare --source` take them for the published ones."""
-    archives = [path for path in folder.iterdir() if path.suffix in (".tgz", ".tar", ".gz")]
+    archives = [path for path in folder.iterdir() if path.suffix in (".tgz", ".tar", ".gz", ".zip")]
     content = {path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in archives}
     (folder / "checksums.json").write_text(json.dumps(content), encoding="utf-8")
 
