@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder of the corpus's original files; no download")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/reproduce/TABLE, or .../TABLE-smoke")
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the records (default: see above)")
+    parser.add_argument("--commit", metavar="HASH", help="of the code, where git cannot tell; it stands in the records")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", type=int, metavar="N", help="train on N GPUs (default 1, if any); same batch")
     where.add_argument("--cpu", action="store_true", help="leave GPUs alone")
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--gpus {args.gpus}: at least 1 is needed")
     if args.source is not None and not args.source.is_dir():
         raise DataError(f"--source {args.source}: no such folder. Give the folder of the corpus's original files")
-    _check_checkout()
+    if args.commit is None:
+        _check_checkout()
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # wants tensorboardX; we do not
     # fairseq and torch take seconds to import: --list and a wrong name do without
     from lite_transformer.reproduction import chain
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         smoke=args.smoke,
         devices=["--gpus", str(args.gpus)] if args.gpus else ["--cpu"] if args.cpu else [],
         cpu=args.cpu,
+        commit=args.commit,
     )
     folder = chain.results_of(plan)
     changes = _changes(plan)
@@ -120,7 +123,9 @@ def _check_checkout() -> None:
     try:
         subprocess.run(command, capture_output=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
-        raise ConfigError("records need the commit of the code: reproduce from a git checkout, with git") from None
+        raise ConfigError(
+            "records need the commit of the code, and this is no git checkout: give --commit HASH"
+        ) from None
 
 
 def _tables() -> str:

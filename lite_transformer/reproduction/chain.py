@@ -54,6 +54,7 @@ class Plan:
         overrides: KEY=VALUE for every training.
         smoke: a slice of the corpus, small models, two epochs.
         devices: options of `lite-transformer train` that say where; cpu: also evaluate without a GPU.
+        commit: of the code, for the records; None: git knows.
     """
 
     table: Table
@@ -66,6 +67,7 @@ class Plan:
     smoke: bool = False
     devices: Sequence[str] = ()
     cpu: bool = False
+    commit: str | None = None
 
     @property
     def data(self) -> Path:
@@ -275,6 +277,7 @@ def _measure(plan: Plan, run: Run, folder: Path, data: Mapping[str, str], lock: 
     words = ["evaluate", run.row.config, "--checkpoint", str(run.save_dir), "--data", str(plan.data / "bin")]
     words += ["--average-last", str(plan.average_last)] if plan.smoke and plan.average_last else []
     words += ["--macs-lengths", *map(str, plan.table.macs_lengths), *(["--cpu"] if plan.cpu else [])]
+    words += ["--commit", plan.commit] if plan.commit else []
     words += ["--output", str(run.save_dir / "test.txt"), "--record", str(record)]
     _step(plan, [*words, "--task", plan.task, "--row", run.row.label], run.log, lock)
     return record

@@ -91,7 +91,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def reproduce(*words: str) -> int:
-    return main(["reproduce", "cnn_dm", "--out", "out", *words])
+    return main(["reproduce", "cnn_dm", "--out", "out", "--commit", "0" * 40, *words])
 
 
 def table() -> str:
@@ -129,7 +129,7 @@ def test_paper_and_measured_stand_apart_and_records_go_to_results(commands: Comm
         "--macs-lengths 30 60" in evaluation
         and "--task cnn_dm-article-summary --row Lite Transformer 496" in evaluation
     )
-    assert "--average-last" not in evaluation and "--cpu" not in evaluation
+    assert "--average-last" not in evaluation and "--cpu" not in evaluation and f"--commit {'0' * 40}" in evaluation
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

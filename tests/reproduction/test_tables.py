@@ -116,6 +116,13 @@ def test_wrong_names_are_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_without_git_the_commit_is_asked_for_before_anything_is_trained(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["reproduce", "iwslt", "--out", str(tmp_path / "out")]) == 2
+    assert "records need the commit of the code, and this is no git checkout: give --commit" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_lists_teach(capsys):
     assert main(["reproduce", "--list"]) == 0
     text = capsys.readouterr().out
