@@ -28,7 +28,7 @@ from data_prep.io import atomic_open, decode_line
 from data_prep.pipeline import load_pipelines
 from lite_transformer.errors import ConfigError, DataError, LiteTransformerError
 from lite_transformer.released.card import Card, language_name, read_card
-from lite_transformer.released.folder import WEIGHTS_FILE, check_folder, describe_known, find_model, known_models
+from lite_transformer.released.folder import check_folder, describe_known, find_model, known_models
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _model(args: argparse.Namespace) -> tuple[list[Path], Path, int, float]:
         folder = find_model(args.model)
         card = check_folder(folder)
         beam = card.beam if args.beam is None else args.beam
-        return [folder / WEIGHTS_FILE], folder, beam, card.lenpen if args.lenpen is None else args.lenpen
+        return [folder / card.weights], folder, beam, card.lenpen if args.lenpen is None else args.lenpen
     if args.checkpoint is None or args.data is None:
         if args.checkpoint is None and args.data is None:
             what = "no model given: --model NAME, or --checkpoint PT --data BIN."
@@ -165,6 +165,7 @@ def _converse(translator: Translator, output: IO[str]) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() a line editor with a history)
     source, target = translator.source.language, translator.target.language
+    answer = f"{target}> " if output is sys.stdout and output.isatty() else ""
     sys.stderr.write(f"Type a line of {language_name(source)} and press return; Ctrl-D ends.\n")
     while True:
         try:
@@ -187,7 +188,7 @@ def _converse(translator: Translator, output: IO[str]) -> None:
         except Exception as error:  # one line too much for memory, say, is no reason to lose the session
             sys.stderr.write(f"This line cannot be translated: {' '.join(str(error).split())}\n")
             continue
-        output.write(f"{translation}\n" if output is not sys.stdout else f"{target}> {translation}\n")
+        output.write(f"{answer}{translation}\n")
         output.flush()
 
 

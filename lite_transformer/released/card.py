@@ -110,6 +110,7 @@ class Card:
         licence: of the weights.
         beam, lenpen: the search that `lite-transformer translate` takes.
         scores: of the weights in fp32. records: names of the run records they are from.
+        weights: the checkpoint among the files.
         files: by path within the folder; everything but the card and its page.
         date: ISO 8601.
     """
@@ -130,6 +131,7 @@ class Card:
     half_precision: HalfPrecision
     data: Data
     training: Training
+    weights: str
     files: dict[str, File]
     date: str
 

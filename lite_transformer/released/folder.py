@@ -10,7 +10,6 @@ from data_prep.pipeline import RECORD_FILE, load_pipelines
 from lite_transformer.errors import CheckpointError, ConfigError, DataError
 from lite_transformer.released.card import CARD_FILE, PAGE_FILE, Card, read_card
 
-WEIGHTS_FILE = "model.pt"
 FOLDER = "checkpoints"
 
 _PACKAGE_DIR = Path(__file__).parent.parent
@@ -59,7 +58,7 @@ def check_folder(folder: Path) -> Card:
     Raises: CheckpointError or DataError naming the file that is missing, damaged, or not part of the model.
     """
     card = read_card(folder)
-    needed = [WEIGHTS_FILE, RECORD_FILE, *(f"dict.{code}.txt" for code in (card.source_language, card.target_language))]
+    needed = [card.weights, RECORD_FILE, *(f"dict.{code}.txt" for code in (card.source_language, card.target_language))]
     for name in needed:
         if name not in card.files:
             raise CheckpointError(f"{folder / CARD_FILE}: it lists no {name}. {_AGAIN}")

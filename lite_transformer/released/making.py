@@ -44,11 +44,13 @@ from lite_transformer.released.card import (
     language_name,
     render_page,
 )
-from lite_transformer.released.folder import WEIGHTS_FILE, check_folder
+from lite_transformer.released.folder import check_folder
 from lite_transformer.results import Metric, RunRecord, read_record, settings_hash
 from lite_transformer.scoring import decoding
 from lite_transformer.scoring.decoding import Loaded
 from lite_transformer.scoring.protocols import Search
+
+WEIGHTS_FILE = "model.pt"
 
 _BATCH = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -252,7 +254,8 @@ def compare(wide: Loaded, narrow: Loaded, release: Release) -> HalfPrecision:
     readable = [i for i in range(len(dataset)) if max(dataset.src.sizes[i], dataset.tgt.sizes[i]) <= min(limits)]
     places = np.linspace(0, len(readable) - 1, min(release.check_lines, len(readable)), dtype=int)
     chosen = [readable[place] for place in places]
-    search = GenerationConfig(**asdict(release.search))
+    # a model that does not end its sentences shows what it does soon enough
+    search = GenerationConfig(**asdict(dataclasses.replace(release.search, max_len_a=2.0, max_len_b=10)))
     # a generator keeps the models it was built with, whatever inference_step is given
     generators = [task.build_generator([model], search) for model in models]
     identical, differences = 0, []
@@ -324,6 +327,7 @@ def _card(
         half_precision=HalfPrecision(release.split, 0, 0, 0.0, 0.0),
         data=data,
         training=_training(release, config, state, list(records.values())),
+        weights=WEIGHTS_FILE,
         files={path.relative_to(folder).as_posix(): File(sha256(path), path.stat().st_size) for path in files},
         date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )  # fmt: skip
