@@ -4,6 +4,7 @@
   lite-transformer evaluate --checkpoint runs/NAME/checkpoint_best.pt --data DIR/bin
   lite-transformer evaluate --checkpoint runs/NAME --average-last 10 --data DIR/bin --beam 5
   lite-transformer evaluate --checkpoint runs/NAME --data DIR/bin --record results/runs/NAME.json
+  lite-transformer evaluate --model RELEASED --data DIR/bin
 
 With the name of an experiment its published protocol holds: averaging, beam, length penalty, lengths, compound split,
 metrics; options change it, and what differs from it is printed. tokenized_bleu is computed on the words of the
@@ -32,6 +33,7 @@ from data_prep.io import read_json, read_lines, sha256, write_lines
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
+from lite_transformer.released.folder import check_dictionaries, check_folder, find_model
 from lite_transformer.results import data_hashes, settings_hash
 from lite_transformer.scoring.protocols import METRICS, PROTOCOLS, Protocol, Search, averaging, find_protocol
 
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model, or a folder of checkpoints (what the protocol takes of it, or its checkpoint_best.pt); "
         "several are an ensemble (default: runs/EXPERIMENT)",
     )  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="a released model in place of --checkpoint, by name or folder")
     parser.add_argument("--data", type=Path, required=True, metavar="BIN", help="the binarized data, as for training")
     parser.add_argument(
         "--average-last", type=int, metavar="N", help="average the last N epoch checkpoints of the folder first"
@@ -103,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("beam", "max_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    if args.model is not None:
+        _take_released(args)
     protocol = _protocol(args)
     search = _search(args, protocol)
     if args.confidence:
@@ -162,6 +167,21 @@ def _text(result: dict[str, Any], scores: list[Score], output: Path | None) -> s
 # --- the protocol --------------------------------------------------------------------------------------------------
 
 
+def _take_released(args: argparse.Namespace) -> None:
+    """Makes a released model the checkpoint, and its search the default unless a protocol sets one."""
+    for name in ("checkpoint", "average_last", "record"):
+        if getattr(args, name) is not None:
+            why = "it describes a training run" if name == "record" else "--model is the checkpoint"
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with --model: {why}")
+    folder = find_model(args.model)
+    card = check_folder(folder)
+    check_dictionaries(card, folder, args.data)
+    args.checkpoint = [folder / card.weights]
+    if args.experiment is None:
+        args.beam = card.beam if args.beam is None else args.beam
+        args.lenpen = card.lenpen if args.lenpen is None else args.lenpen
+
+
 def _protocol(args: argparse.Namespace) -> Protocol | None:
     """The protocol of the experiment, if one is named; sets the default of --checkpoint."""
     if args.experiment is None:
@@ -218,6 +238,8 @@ def _protocol_json(
 
 def _checkpoints(args: argparse.Namespace, protocol: Protocol | None) -> tuple[list[Path], str]:
     """The files to load, and what they are in words. A protocol averages what a folder holds, never a given file."""
+    if args.model is not None:
+        return args.checkpoint, f"released model {args.checkpoint[0].parent.name}"
     count = args.average_last
     if count is None and protocol is not None and len(args.checkpoint) == 1 and args.checkpoint[0].is_dir():
         count = protocol.average_last

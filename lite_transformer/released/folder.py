@@ -91,3 +91,14 @@ def _check_text(folder: Path, card: Card) -> None:
             raise DataError(f"{folder / RECORD_FILE} is not for {code}, a language of the model. {_AGAIN}")
         if pipelines[code].codes not in card.files:
             raise CheckpointError(f"{folder / CARD_FILE}: it lists no {pipelines[code].codes}. {_AGAIN}")
+
+
+def check_dictionaries(card: Card, folder: Path, data: Path) -> None:
+    """Raises: DataError if a dictionary of a data folder is another than the model's: words would be other words."""
+    for code in (card.source_language, card.target_language):
+        path = data / f"dict.{code}.txt"
+        if path.is_file() and sha256(path) != card.files[path.name].sha256:
+            raise DataError(
+                f"{path} is not the dictionary of {folder}, so the data is not the model's. Made for it: "
+                f"{card.data.command}"
+            )

@@ -208,3 +208,31 @@ def test_translations_alone_go_to_a_file(released, tmp_path):
 def test_the_card_of_the_released_model_is_plain_json(released):
     content = json.loads((released / "card.json").read_text(encoding="utf-8"))
     assert content["format"] == 1 and content["cost"]["macs"] > 0 and content["training"]["seed"] == 5
+
+
+def evaluate(capsys, *words):
+    code = main(["evaluate", "--cpu", *map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def test_evaluate_takes_a_released_model(trained, here, released, tmp_path, capsys):
+    by_name = ("--model", "tiny_de_en", "--data", trained.data, "--json")
+    code, out, err = evaluate(capsys, *by_name)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["decoding"] == "beam 2, lenpen 1, released model tiny_de_en" and result["sentences"] == 21
+    path = ("--checkpoint", released / "model.pt", "--data", trained.data, "--json", "--beam", 2)
+    assert json.loads(evaluate(capsys, *path)[1])["scores"] == result["scores"]
+    code, out, _ = evaluate(capsys, *by_name, "--beam", 1)
+    assert code == 0 and json.loads(out)["decoding"].startswith("beam 1, lenpen 1, released")
+    other = shutil.copytree(trained.data, tmp_path / "bin")
+    dictionary = (other / "dict.en.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (other / "dict.en.txt").write_text("".join(reversed(dictionary)), encoding="utf-8")
+    for words, message in (
+        (("--model", "tiny_de_en", "--data", other), "dict.en.txt is not the dictionary of"),
+        (("--model", "none", "--data", trained.data), "unknown model 'none'. Released models: tiny_de_en"),
+        ((*by_name, "--checkpoint", "x.pt"), "--checkpoint does not go with --model: --model is the checkpoint"),
+        ((*by_name, "--record", "x.json"), "--record does not go with --model: it describes a training run"),
+    ):
+        code, _, err = evaluate(capsys, *words)
+        assert code == 2 and message in err and err.count("\n") == 1
