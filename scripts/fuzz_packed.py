@@ -75,7 +75,9 @@ def base_file() -> bytes:
         "flag": Raw(np.array([True, False])),
         "tied": embed,
     }
-    model = PackedModel({"config": {}}, tensors, frozenset({"embed", "tied"}), {"dict.de.txt": b"a 1\n"})
+    model = PackedModel(
+        {"config": {}}, tensors, frozenset({"embed", "tied"}), {"dict.de.txt": b"a 1\n", "dict.en.txt": b"a 1\n"}
+    )
     return packed.pack(model)
 
 

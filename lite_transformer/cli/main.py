@@ -22,6 +22,9 @@ VERBS = {
     "translate": "translate raw text with a released or a trained model",
     "release": "make a released model of checkpoints: fp16 weights, dictionaries, codes, a model card",
     "reproduce": "prepare, train, evaluate and tabulate: every row of a table of the paper, or of ours",
+    "compress": "prune and quantize a trained model into one small file, by a recipe",
+    "inspect": "show what a compressed file holds and what its bytes are spent on",
+    "decompress": "turn a compressed file back into a checkpoint",
     "macs": "print Mult-Adds and parameters of an architecture beside the published figures",
     "results": "render the tables and plots of results/ from its run records",
 }

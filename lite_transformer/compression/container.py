@@ -22,6 +22,7 @@ from lite_transformer.errors import CheckpointError, UnsupportedInputError
 MAGIC = b"LTPACKED"
 VERSION = 1
 MAX_SECTIONS = 64
+_LONGEST_NAME = 48
 
 _HEADER = struct.Struct("<8sHHI32s")  # magic, version, number of sections, zero, SHA-256 of the table
 _ENTRY = struct.Struct("<48sIIQQ32s")  # name, compression, zero, stored size, size, SHA-256 of the stored bytes
@@ -51,6 +52,11 @@ def is_packed(path: Path) -> bool:
         return False
 
 
+def is_name(name: str) -> bool:
+    """Whether a section can be called so; such names of texts are safe as names of files."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
 def to_bytes(sections: Mapping[str, bytes]) -> bytes:
     """A whole file. Sections are deflated where that makes them smaller.
 
@@ -60,7 +66,7 @@ def to_bytes(sections: Mapping[str, bytes]) -> bytes:
         raise UnsupportedInputError(f"{len(sections)} sections: a packed file has 1 to {MAX_SECTIONS}")
     table, bodies = [], []
     for name, content in sections.items():
-        if not _NAME.fullmatch(name) or len(name) > 48:
+        if not is_name(name):
             raise UnsupportedInputError(f"'{name[:60]}' is no name of a section of a packed file")
         if len(content) > (limit := _LIMITS.get(name, _LIMIT_OF_OTHERS)):
             raise UnsupportedInputError(f"section {name} has {len(content):,} bytes, more than {limit:,}")
@@ -127,7 +133,7 @@ def parse(stream: IO[bytes], file_size: int) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     for raw_name, method, entry_zero, stored, size, digest in entries:
         name = raw_name.rstrip(b"\0").decode("ascii", "replace")
-        if not _NAME.fullmatch(name) or name in sections or entry_zero:
+        if not is_name(name) or name in sections or entry_zero:
             raise CheckpointError("damaged table of sections (a name that is none, or twice the same)")
         if size > (limit := _limit(name, file_size)):
             raise CheckpointError(f"section {name} claims {size:,} bytes, more than {limit:,}")

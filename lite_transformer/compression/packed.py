@@ -108,8 +108,11 @@ class Described:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def pack(model: PackedModel) -> bytes:
-    """The whole file. Raises: UnsupportedInputError if the model is beyond what the format can hold."""
+def pack(model: PackedModel, entropy_coding: bool = True) -> bytes:
+    """The whole file; codes of fixed width alone without ``entropy_coding``.
+
+    Raises: UnsupportedInputError if the model is beyond what the format can hold.
+    """
     described: list[Described] = []
     parts = {group: {part: bytearray() for part in PARTS} for group in GROUPS}
     coded: dict[str, list[rans.Stream]] = {group: [] for group in GROUPS}
@@ -123,15 +126,21 @@ def pack(model: PackedModel) -> bytes:
             described.append(Described(name, group, tensor.shape, "raw", dtype=tensor.values.dtype.name))
             parts[group]["values"] += _planes(tensor.values)
         else:
-            described.append(_pack_quantized(name, group, tensor, parts[group], coded[group]))
-    index = {"tensors": [item.to_json() for item in described]}
+            described.append(_pack_quantized(name, group, tensor, entropy_coding, parts[group], coded[group]))
+    index: dict[str, Any] = {"tensors": [item.to_json() for item in described]}
+    first_text: dict[bytes, str] = {}
+    repeated = {
+        name: first for name, text in model.texts.items() if (first := first_text.setdefault(text, name)) != name
+    }
+    if repeated:
+        index["same_texts"] = repeated
     sections = {"meta": _to_json(model.meta), "index": _to_json(index)}
     for group in GROUPS:
         if coded[group]:
             lanes = rans.choose_lanes(sum(stream.symbols.size for stream in coded[group]))
             parts[group]["codes"] += rans.encode(coded[group], lanes)
         sections |= {f"{group}.{part}": bytes(content) for part, content in parts[group].items() if content}
-    sections |= {_TEXT + name: content for name, content in model.texts.items()}
+    sections |= {_TEXT + name: content for name, content in model.texts.items() if name not in repeated}
     content = container.to_bytes(sections)
     elements = sum(item.elements for item in described if item.form != "same")
     if elements > _element_limit(len(content)):
@@ -140,13 +149,18 @@ def pack(model: PackedModel) -> bytes:
 
 
 def _pack_quantized(
-    name: str, group: str, tensor: Quantized, parts: dict[str, bytearray], coded: list[rans.Stream]
+    name: str,
+    group: str,
+    tensor: Quantized,
+    entropy_coding: bool,
+    parts: dict[str, bytearray],
+    coded: list[rans.Stream],
 ) -> Described:
     if not tensor.linear:
         parts["levels"] += _planes(tensor.levels)
     if tensor.scales is not None:
         parts["levels"] += _planes(tensor.scales)
-    zeros, streams = streams_of(tensor)
+    zeros, streams = streams_of(tensor, entropy_coding=entropy_coding)
     for stream in streams:
         _pack_symbols(stream, parts, coded)
     return Described(
@@ -250,8 +264,21 @@ def _model_of(sections: dict[str, Section], file_size: int) -> PackedModel:
         tensors[item.name] = found[item.same_as or item.name]
         if tensors[item.name].shape != item.shape:
             raise CheckpointError(f"{item.name[:80]} and {(item.same_as or '')[:80]} do not have the same shape")
+    return PackedModel(
+        meta, tensors, frozenset(item.name for item in described if item.group == EMBEDDINGS), _texts(sections)
+    )
+
+
+def _texts(sections: dict[str, Section]) -> dict[str, bytes]:
+    """The texts by name, those that are written once for several names, too."""
     texts = {name.removeprefix(_TEXT): part.content for name, part in sections.items() if name.startswith(_TEXT)}
-    return PackedModel(meta, tensors, frozenset(item.name for item in described if item.group == EMBEDDINGS), texts)
+    repeated = _object(sections, "index").get("same_texts", {})
+    if not isinstance(repeated, dict):
+        raise CheckpointError("section index is damaged (same_texts)")
+    for name, first in repeated.items():
+        if not container.is_name(_TEXT + name) or name in texts or not isinstance(first, str) or first not in texts:
+            raise CheckpointError(f"text {str(name)[:80]} is to be the same as one that is not there")
+    return texts | {name: texts[first] for name, first in repeated.items()}
 
 
 def _object(sections: dict[str, Section], name: str) -> dict[str, Any]:

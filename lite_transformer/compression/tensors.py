@@ -112,12 +112,14 @@ class Symbols:
     frequencies: np.ndarray | None = None
 
     @classmethod
-    def shortest(cls, values: np.ndarray, alphabet: int) -> Symbols:
+    def shortest(cls, values: np.ndarray, alphabet: int, entropy_coding: bool = True) -> Symbols:
         """The stream with its best coding."""
         counts = np.bincount(values, minlength=alphabet)
         if np.count_nonzero(counts) <= 1:
             return cls(values, alphabet, "constant", 1)
         fixed = packed_size(values.size, fixed_bits(alphabet))
+        if not entropy_coding:
+            return cls(values, alphabet, "fixed", fixed)
         frequencies = rans.quantized_frequencies(counts)
         # a frequency takes two bytes before deflation, about three quarters of one after
         coded = rans.coded_bits(counts, frequencies) / 8 + 0.75 * alphabet
@@ -131,7 +133,9 @@ def fixed_bits(alphabet: int) -> int:
     return max(1, (alphabet - 1).bit_length())
 
 
-def streams_of(tensor: Quantized, ways: Sequence[str] = ZEROS) -> tuple[str, list[Symbols]]:
+def streams_of(
+    tensor: Quantized, ways: Sequence[str] = ZEROS, entropy_coding: bool = True
+) -> tuple[str, list[Symbols]]:
     """How the tensor's zeros are written, the shortest of ``ways``, and its streams.
 
     symbol: one stream, the codes. mask: a bit an element, 1 where it is not zero, eight to a symbol, the first in the
@@ -139,6 +143,10 @@ def streams_of(tensor: Quantized, ways: Sequence[str] = ZEROS) -> tuple[str, lis
     many zeros and going on; then the codes of the others. A code above that of zero is one less where zeros are left
     out. Only "symbol" is possible for a tensor without a level of zero.
     """
+
+    def shortest(values: np.ndarray, alphabet: int) -> Symbols:
+        return Symbols.shortest(values, alphabet, entropy_coding)
+
     codes = tensor.codes.reshape(-1)
     zero = tensor.zero
     other = codes != zero
@@ -146,15 +154,15 @@ def streams_of(tensor: Quantized, ways: Sequence[str] = ZEROS) -> tuple[str, lis
     dense = zero is None or tensor.levels.size == 1 or codes.size - places.size <= _FEW_ZEROS * codes.size
     candidates = []
     if dense or "symbol" in ways:
-        candidates.append(("symbol", [Symbols.shortest(codes, tensor.levels.size)]))
+        candidates.append(("symbol", [shortest(codes, tensor.levels.size)]))
     if dense:
         return candidates[0]
     rest = codes[places]
-    values = Symbols.shortest(rest - (rest > zero), tensor.levels.size - 1)
+    values = shortest(rest - (rest > zero), tensor.levels.size - 1)
     if "mask" in ways:
-        candidates.append(("mask", [Symbols.shortest(np.packbits(other, bitorder="little"), 256), values]))
+        candidates.append(("mask", [shortest(np.packbits(other, bitorder="little"), 256), values]))
     if "gaps" in ways:
-        candidates.append(("gaps", [Symbols.shortest(gaps_before(places), 256), values]))
+        candidates.append(("gaps", [shortest(gaps_before(places), 256), values]))
     return min(candidates, key=lambda item: sum(stream.bytes_estimate for stream in item[1]))
 
 

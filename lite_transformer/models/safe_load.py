@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lite_transformer.compression.container import is_packed
 from lite_transformer.errors import CheckpointError
 
 _RETRY = "Download or copy the file again, or train with --save-dir and take a checkpoint from there."
@@ -126,6 +127,8 @@ register_safe_names()
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a fairseq checkpoint, on the CPU; nothing in the file is executed.
 
+    A packed file (`lite_transformer.compression`) is read as the checkpoint of its dequantized weights.
+
     Holds at least ``model`` (name -> tensor) and one of ``args`` and ``cfg``, as the file has them.
 
     Raises: CheckpointError if the file is missing, truncated, not a fairseq checkpoint, or holds more than plain data.
@@ -139,6 +142,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         path.open("rb").close()
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    if is_packed(path):
+        from lite_transformer.models.packed_checkpoint import read_state
+
+        return _checked(path, read_state(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in as many ways as there are opcodes

@@ -17,7 +17,9 @@ from fairseq_cli.generate import get_symbols_to_strip_from_output
 from tqdm import tqdm
 
 import lite_transformer.models  # noqa: F401  (registers our models: fairseq skips a user-dir that is imported already)
+from lite_transformer.compression.container import is_packed
 from lite_transformer.errors import CheckpointError, DataError, LiteTransformerError
+from lite_transformer.models import packed_checkpoint
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.scoring.generation import check_count
 from lite_transformer.scoring.protocols import Search
@@ -93,13 +95,21 @@ def _named(options: Any) -> tuple[str | None, str | None]:
 
 
 def load(checkpoints: Sequence[Path], data: Path, cpu: bool = False, fp16: bool = False) -> Loaded:
-    """The models, ready for search, with the dictionaries of ``data``.
+    """The models, ready for search, with the dictionaries of ``data``; packed files are models, too.
 
     Raises: CheckpointError if a checkpoint cannot be loaded or was trained with other dictionaries.
     """
     names = [str(path) for path in checkpoints]
+    overrides = {"data": str(data)}
+    models: list[Any] = []
+    config = task = None
     try:
-        models, config, task = checkpoint_utils.load_model_ensemble_and_task(names, arg_overrides={"data": str(data)})
+        for path in checkpoints:
+            state = packed_checkpoint.fairseq_state(path, data) if is_packed(path) else None
+            found, config, task = checkpoint_utils.load_model_ensemble_and_task(
+                [str(path)], arg_overrides=overrides, task=task, state=state
+            )
+            models += found
     except LiteTransformerError:
         raise
     except Exception as error:  # fairseq and torch raise anything from KeyError to RuntimeError here

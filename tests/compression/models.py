@@ -47,7 +47,7 @@ def small_model() -> PackedModel:
         "nothing": Raw(np.empty((0, 3), np.float32)),
         "tied": embed,
     }
-    texts = {"dict.de.txt": b"der 3\ndie 2\n", "bpe/codes": b"#version: 0.2\n"}
+    texts = {"dict.de.txt": b"der 3\ndie 2\n", "dict.en.txt": b"der 3\ndie 2\n", "bpe/codes": b"#version: 0.2\n"}
     return PackedModel({"config": {"model": {"_name": "tiny"}}}, tensors, frozenset({"embed", "tied"}), texts)
 
 

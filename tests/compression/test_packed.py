@@ -147,7 +147,7 @@ def test_whole_model_comes_back():
     assert all(same(found.tensors[name], tensor) for name, tensor in model.tensors.items())
     assert found.tensors["tied"] is found.tensors["embed"]
     assert (found.meta, found.embeddings, found.texts) == (model.meta, model.embeddings, model.texts)
-    assert packed.pack(found) == file
+    assert packed.pack(found) == file and b"text/dict.en.txt" not in file
     # every branch of the format is in this model
     sections = container.parse(io.BytesIO(file), len(file))
     rows = json.loads(sections["index"].content)["tensors"]
@@ -162,7 +162,7 @@ def test_zeros_take_the_shortest_form(monkeypatch):
     for tensor in (codebook((200, 200), 64, zeros=0.5), codebook((200, 200), 64), regular):
         sizes = {}
         for way in (["symbol"], ["mask"], ["gaps"], ["symbol", "mask", "gaps"]):
-            monkeypatch.setattr(packed, "streams_of", lambda item, way=way: streams_of(item, way))
+            monkeypatch.setattr(packed, "streams_of", lambda item, way=way, **_: streams_of(item, way))
             file = packed.pack(PackedModel({}, {"a": tensor}))
             assert same(packed.unpack(file).tensors["a"], tensor)
             sizes[tuple(way)] = len(file)
@@ -301,6 +301,10 @@ def with_index(change) -> bytes:
         (lambda rows, tree: rows["masked"]["streams"][0].__setitem__(1, 5), "as many symbols as its shape"),
         (lambda rows, tree: rows["gaps"].update(zeros="symbol"), "entry of tensor gaps is damaged"),
         (lambda rows, tree: tree.update(tensors={}), "lists no tensors"),
+        (lambda rows, tree: tree.update(same_texts=[]), "same_texts"),
+        (lambda rows, tree: tree.update(same_texts={"../up": "dict.de.txt"}), "text ../up is to be the same as one"),
+        (lambda rows, tree: tree.update(same_texts={"dict.en.txt": "dict.fr.txt"}), "text dict.en.txt is to be"),
+        (lambda rows, tree: tree.update(same_texts={"bpe/codes": "dict.de.txt"}), "text bpe/codes is to be"),
         (lambda rows, tree: tree["tensors"].append(3), "no object"),
     ],
 )
