@@ -77,6 +77,16 @@ def _add_exactly(total, lost, value):
 
 
 @triton.jit
+def _products(rows, columns, TREE: tl.constexpr, PRECISION: tl.constexpr):
+    """(BT, BD), (BS, BD) -> (BT, BS): sums of BD products, one after the other or as a tree, which rounds less."""
+    if TREE:
+        sums = tl.sum(rows[:, None, :] * columns[None, :, :], 2)
+    else:
+        sums = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
 def _head_statistics(w, K: tl.constexpr, KP: tl.constexpr):
     """Maximum and inverse sum of exponentials of one kernel: what its softmax needs."""
     taps = tl.arange(0, KP)
@@ -195,7 +205,7 @@ def _gradient_band(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of the tile's BT positions and BS of its sources: the gradients of the normalised kernels, the kernels, the taps.
@@ -210,11 +220,14 @@ def _gradient_band(
         values = _rows(x, start, x_t, BS, r, inside, R)
         upstream = _rows(g, first, g_t, BT, r, t < T, R).to(values.dtype)
         if EXACT:
-            addend = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+            addend = _products(upstream, values, TREE, PRECISION)
             product, lost = _add_exactly(product, lost, addend)
         else:
             product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
-    product += lost
+    if TREE:
+        product = product.to(tl.float64) + lost
+    else:
+        product += lost
     k = s[None, :] - t[:, None] + LEFT
     in_band = (k >= 0) & (k < K) & (t < T)[:, None]
     if DROPOUT:
@@ -233,7 +246,7 @@ def _dynamic_gradient_kernel(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
     KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_w[t, k]: the band of grad @ x^T, taken back through dropout and softmax."""
@@ -246,7 +259,8 @@ def _dynamic_gradient_kernel(
     w += first.to(tl.int64) * w_t + b.to(tl.int64) * w_b + h * K
     grad_w += (first.to(tl.int64) * B + b) * (H * K) + h * K
     position = (tl.arange(0, BT) * (B * H * K))[:, None]
-    top, scale, inner = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
+    top, scale = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
+    inner = tl.zeros((BT,), tl.float64 if TREE else tl.float32)
     if SOFTMAX:
         place = ((t.to(tl.int64) * B + b) * H + h) * 2
         top = tl.load(statistics + place, mask=t < T, other=0.0)
@@ -256,13 +270,13 @@ def _dynamic_gradient_kernel(
         for chunk in range(CHUNKS):
             product, weight, _, _ = _gradient_band(
                 g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, PRECISION,
+                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, TREE, PRECISION,
             )  # fmt: skip
             inner += tl.sum(weight * product, 1)
     for chunk in range(CHUNKS):
         product, weight, k, in_band = _gradient_band(
             g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, PRECISION,
+            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, TREE, PRECISION,
         )  # fmt: skip
         if SOFTMAX:
             if CHUNKS == 1:
@@ -275,8 +289,8 @@ def _dynamic_gradient_kernel(
 def _lightweight_partial_kernel(
     g, x, mask, partial, T, B, items, splits, x_t, x_b, g_t, g_b, m_b, m_t, LEFT,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HAS_MASK: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, KP: tl.constexpr,
-    CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
+    KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of grad @ x^T over a share of the tiles of a head, then along its diagonals: (H, splits, CHUNKS, K)."""
     x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
@@ -295,11 +309,12 @@ def _lightweight_partial_kernel(
             values = _rows(x + b.to(tl.int64) * x_b + h * R, start, x_t, BS, r, inside, R)
             upstream = _rows(g + b.to(tl.int64) * g_b + h * R, first, g_t, BT, r, t < T, R).to(values.dtype)
             if EXACT:
-                addend = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
+                addend = _products(upstream, values, TREE, PRECISION)
                 product, lost = _add_exactly(product, lost, addend)
             else:
                 product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
-    product += lost
+    if EXACT:
+        product = product.to(tl.float64) + lost
     taps = tl.arange(0, KP)
     column = tl.arange(0, BT)[:, None] + taps[None, :] - chunk * BS
     on_diagonal = (column >= 0) & (column < BS)
@@ -317,7 +332,7 @@ def _lightweight_total_kernel(
     """The sum of a head's partial gradients, taken back through dropout and softmax."""
     h = tl.program_id(0)
     taps = tl.arange(0, KP)
-    total = tl.zeros((BN, KP), tl.float32)
+    total = tl.zeros((BN, KP), partial.dtype.element_ty)
     for start in range(0, count, BN):
         n = start + tl.arange(0, BN)
         offset = (h * count + n)[:, None] * K + taps[None, :]
@@ -326,11 +341,9 @@ def _lightweight_total_kernel(
     if DROPOUT:
         grad = tl.where(_keeps(tl.load(seed), h * K + taps, THRESHOLD), grad * SCALE, 0.0)
     if SOFTMAX:
-        logits = tl.load(w + h * K + taps, mask=taps < K, other=-float("inf")).to(tl.float32)
-        top = tl.max(logits, 0)
-        weight = _exp(logits - top)
-        weight = tl.div_rn(weight, tl.sum(weight, 0) + tl.zeros((KP,), tl.float32))
-        grad = weight * (grad - tl.sum(weight * grad, 0))
+        logits = tl.load(w + h * K + taps, mask=taps < K, other=-float("inf")).to(grad.dtype)
+        weight = tl.exp(logits - tl.max(logits, 0))
+        grad = weight / tl.sum(weight, 0) * (grad - tl.sum(weight * grad, 0) / tl.sum(weight, 0))
     tl.store(grad_w + h * K + taps, grad.to(grad_w.dtype.element_ty), mask=taps < K)
 
 
@@ -370,8 +383,10 @@ class _Plan:
         self.block_r = max(16, min(64, _power_of_two(self.width)))
         self.column_blocks = triton.cdiv(self.width, self.block_r)
         # The units that multiply fp32 sum one by one, and a long sum rounds more than torch's does: sixteen at a time.
+        # Of a few positions, whose errors no others even out, four at a time.
         self.exact = x.dtype == torch.float32
-        self.depth = 16 if self.exact else self.block_r
+        self.tree = self.exact and block_t == 16
+        self.depth = 4 if self.tree else 16 if self.exact else self.block_r
         self.constants = {
             "H": self.heads,
             "R": self.width,
@@ -395,7 +410,7 @@ class _Plan:
     @property
     def depth_constants(self) -> dict[str, int]:
         """Of the kernels whose sum runs over a head's channels."""
-        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth), "EXACT": self.exact}
+        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth), "EXACT": self.exact, "TREE": self.tree}
 
 
 def _alignment(*tensors: Tensor) -> int:
@@ -462,7 +477,8 @@ def backward(
         return grad_x, grad_w
     items = plan.tiles * plan.batch
     splits = max(1, min(items, _PARTIAL_PROGRAMS // (plan.heads * plan.chunks)))
-    partial = torch.empty((plan.heads, splits, plan.chunks, plan.kernel_size), dtype=torch.float32, device=x.device)
+    shape = (plan.heads, splits, plan.chunks, plan.kernel_size)
+    partial = torch.empty(shape, dtype=torch.float64 if plan.exact else torch.float32, device=x.device)
     _lightweight_partial_kernel[(plan.heads * splits, plan.chunks)](
         grad, x, padding_mask, partial, plan.length, plan.batch, items, splits,
         *strides, *plan.mask_strides, left_padding,
