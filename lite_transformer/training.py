@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq
+import numpy as np
 import torch
 import yaml
 from fairseq import checkpoint_utils
@@ -57,6 +58,9 @@ CONFIG_DIR = PACKAGE_DIR.parent / "configs"
 
 # What `lite-transformer prepare` needs besides the name of a corpus.
 _SOURCE_OF_CORPUS = {"embedded": "", "multi30k": " --source FOLDER_OF_RAW_FILES"}
+
+# Corpora of one language: an experiment's name begins with its corpus's.
+_LANGUAGE_MODEL_CORPORA = ("wikitext103", "wikitext2", "linux_docs")
 
 # fairseq's loggers that tell a user nothing.
 _CHATTER = ("fairseq.tasks.fairseq_task", "fairseq.data.iterators")
@@ -282,6 +286,10 @@ def check_data(config: DictConfig, experiment: str) -> None:
     """
     if "data" not in config.task:
         return
+    if _is_language_modeling(config) and config.task.sample_break_mode == "eos" and int(np.__version__[0]) >= 2:
+        raise ConfigError(
+            "task.sample_break_mode=eos: fairseq 0.12 needs numpy 1 for one line a block. Take complete or complete_doc"
+        )
     if not config.task.data or str(config.task.data) == "???":
         raise DataError(
             f"no data folder given: --data DIR. {_how_to_prepare(experiment, Path('data/NAME/bin'), config)}"
@@ -291,17 +299,13 @@ def check_data(config: DictConfig, experiment: str) -> None:
         advice = _how_to_prepare(experiment, folder, config)
         if not folder.is_dir():
             raise DataError(f"no binarized data in {folder} (no such folder). {advice}")
-        source, target = _languages(config, folder, advice)
-        valid = str(config.dataset.valid_subset).split(",")
-        names = [f"dict.{language}.txt" for language in (source, target)]
-        for split in ["train"] if config.dataset.disable_validation else ["train", *valid]:
-            pair = f"{source}-{target}"
-            if (
-                not (folder / f"{split}.{pair}.{source}.idx").exists()
-                and (folder / f"{split}.{target}-{source}.{source}.idx").exists()
-            ):
-                pair = f"{target}-{source}"
-            names += [f"{split}.{pair}.{side}.{end}" for side in (source, target) for end in ("idx", "bin")]
+        splits = ["train"]
+        if not config.dataset.disable_validation:
+            splits += str(config.dataset.valid_subset).split(",")
+        if _is_language_modeling(config):
+            names = ["dict.txt", *(f"{split}.{end}" for split in splits for end in ("idx", "bin"))]
+        else:
+            names = _files_of_pairs(config, folder, splits, advice)
         for name in names:
             if not (folder / name).is_file():
                 raise DataError(f"no complete binarized data in {folder} ({name} is missing). {advice}")
@@ -309,6 +313,24 @@ def check_data(config: DictConfig, experiment: str) -> None:
                 raise DataError(f"no complete binarized data in {folder} ({name} is empty). {advice}")
         for name in (name for name in names if name.endswith(".idx")):
             _check_index(folder / name, advice)
+
+
+def _is_language_modeling(config: DictConfig) -> bool:
+    return bool(config.task.get("_name") == "language_modeling")
+
+
+def _files_of_pairs(config: DictConfig, folder: Path, splits: Iterable[str], advice: str) -> list[str]:
+    source, target = _languages(config, folder, advice)
+    names = [f"dict.{language}.txt" for language in (source, target)]
+    for split in splits:
+        pair = f"{source}-{target}"
+        if (
+            not (folder / f"{split}.{pair}.{source}.idx").exists()
+            and (folder / f"{split}.{target}-{source}.{source}.idx").exists()
+        ):
+            pair = f"{target}-{source}"
+        names += [f"{split}.{pair}.{side}.{end}" for side in (source, target) for end in ("idx", "bin")]
+    return names
 
 
 def _languages(config: DictConfig, folder: Path, advice: str) -> tuple[str, str]:
@@ -345,6 +367,9 @@ def _how_to_prepare(experiment: str, folder: Path, config: DictConfig) -> str:
     pair = f"{config.task.get('source_lang') or 'SRC'}-{config.task.get('target_lang') or 'TGT'}"
     dest = folder.parent if folder.name == "bin" else folder
     note = "" if folder.name == "bin" else f", then train with --data {folder / 'bin'}"
+    if _is_language_modeling(config):
+        corpus = next((name for name in _LANGUAGE_MODEL_CORPORA if experiment.startswith(name)), "linux_docs")
+        return f"Run: lite-transformer prepare {corpus} --dest {shlex.quote(str(dest))}{note}"
     corpus = next((name for name in _SOURCE_OF_CORPUS if experiment.startswith(name)), "parallel")
     command = f"lite-transformer prepare {corpus}{_SOURCE_OF_CORPUS.get(corpus, ' --source FOLDER_OF_TEXT')}"
     return f"Run: {command} --pair {pair} --dest {shlex.quote(str(dest))}{note}"
@@ -490,6 +515,8 @@ def run(config: DictConfig, group: ProcessGroup) -> None:
             training.ddp_backend = "legacy_ddp"
         training.distributed_world_size = group.size
         training.distributed_no_spawn = True
+        # otherwise the first process sends what it loaded, and torch refuses to read the configuration in it
+        config.checkpoint.load_checkpoint_on_all_dp_ranks = True
         if group.joined:
             training.distributed_init_method = "env://"
             training.distributed_rank = group.rank

@@ -54,6 +54,24 @@ def tiny_checkpoint(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "checkpoint_last.pt"
 
 
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A binarized corpus for language models: counting upwards in documents of three lines, an empty line between."""
+    folder = tmp_path_factory.mktemp("tiny-text")
+    generator = random.Random(2)
+    for split, documents in (("train", 60), ("valid", 8), ("test", 8)):
+        lines = []
+        for _ in range(documents):
+            for _ in range(3):
+                start = generator.randrange(10)
+                lines.append(" ".join(str((start + i) % 10) for i in range(generator.randint(2, 9))))
+            lines.append("")
+        (folder / split).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prefixes = [word for split in TINY_SIZES for word in (f"--{split}pref", folder / split)]
+    commands.run("fairseq-preprocess", "--only-source", *prefixes, "--workers", "1", "--destdir", folder / "bin")
+    return folder / "bin"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: with several workers none of them then waits for a slow one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
