@@ -236,17 +236,19 @@ def _prepare(plan: Plan, lock: int) -> None:
 
 def _find_records(plan: Plan, folder: Path, data: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> None:
     """Puts every record of what the table's rows compute now into their outcomes."""
-    records = results.read_records(folder)
+    records = {path: item for path, item in results.read_records(folder).items() if _is_of(item, plan, data)}
     for outcome in outcomes.values():
-        if outcome.row.config:
+        # reading an experiment takes most of a second: only if there is a record that may be its own
+        candidates = {path: item for path, item in records.items() if Path(item.config).stem == outcome.row.config}
+        if outcome.row.config and candidates:
             settings = settings_of(outcome.row, overrides_of(plan, outcome.row))
-            fitting = {path: record for path, record in records.items() if _is_of(record, plan, settings, data)}
-            by_seed = {record.seed: path for path, record in reversed(fitting.items())}
-            outcome.records = {path: fitting[path] for path in sorted(by_seed.values())}
+            by_seed = {item.seed: path for path, item in candidates.items() if item.settings_sha256 == settings}
+            outcome.records = {path: candidates[path] for path in sorted(by_seed.values())}
 
 
-def _is_of(record: results.RunRecord, plan: Plan, settings: str, data: Mapping[str, str]) -> bool:
-    return (record.task, record.settings_sha256, record.data) == (plan.task, settings, data) and any(
+def _is_of(record: results.RunRecord, plan: Plan, data: Mapping[str, str]) -> bool:
+    """Whether a record is of the plan's task, data and decoding."""
+    return (record.task, record.data) == (plan.task, data) and any(
         (item.split, item.metric, item.decoding) == ("test", plan.table.metrics[-1], plan.decoding)
         for item in record.metrics
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -16,10 +15,11 @@ from lite_transformer import results
 from lite_transformer.cli.main import main
 from lite_transformer.errors import DataError
 from lite_transformer.reproduction import chain, report
-from lite_transformer.reproduction.tables import TABLES
+from lite_transformer.reproduction.tables import CHECKOUT, TABLES
 
 SCORES = {"cnn_dm_transformer_2g": 30.0, "cnn_dm_lite_496": 31.0}
 TABLE = TABLES["cnn_dm"]
+RESULTS = CHECKOUT / "results"
 
 
 class Killed(BaseException):
@@ -71,9 +71,9 @@ class Commands:
             for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
         ]
         record = results.RunRecord(
-            given["--task"], given["--row"], "measured", "arch", ["train", "evaluate"], "0" * 40, False, "", "",
-            state["settings_sha256"], state["data"], state["seed"], "cpu", {}, metrics, 700_000_000, 0, 1, 1, 1, 1.0,
-            "2026-01-01",
+            given["--task"], given["--row"], "measured", "arch", ["train", "evaluate"], "0" * 40, False,
+            f"configs/{words[1]}.yaml", "", state["settings_sha256"], state["data"], state["seed"], "cpu", {},
+            metrics, 700_000_000, 0, 1, 1, 1, 1.0, "2026-01-01",
         )  # fmt: skip
         results.write_record(Path(given["--record"]), record)
 
@@ -302,11 +302,12 @@ def test_records_of_the_repository_are_found_again():
     """The settings that an experiment has now are those that its checkpoint had: shipped records prove it."""
     table = TABLES["multi30k_en_de"]
     row = next(row for row in table.rows if row.name == "transformer")
-    records = results.read_records(chain.training.CONFIG_DIR.parent / "results")
+    records = results.read_records(RESULTS)
     record = next(record for path, record in records.items() if path.stem == "multi30k_en_de_transformer_seed1")
     plan = chain.Plan(table, [row])
-    assert chain._is_of(record, plan, chain.settings_of(row, ()), record.data)
-    assert not chain._is_of(dataclasses.replace(record, task="x"), plan, record.settings_sha256, record.data)
+    outcomes = {row.name: chain.Outcome(row)}
+    chain._find_records(plan, RESULTS, record.data, outcomes)
+    assert [item.seed for item in outcomes[row.name].records.values()] == [1, 2]
 
 
 def test_the_hash_of_a_run_does_not_depend_on_its_processes():
