@@ -12,7 +12,7 @@ all others: between a forward and its backward no other may run, see `TrainingGr
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import logging
 import math
 import weakref
@@ -54,7 +54,9 @@ class Bucket(NamedTuple):
     autocast: torch.dtype | None
 
 
-def bucket_of(source: Tensor, target: Tensor, longest_source: int, longest_target: int) -> Bucket | None:
+def bucket_of(
+    source: Tensor, target: Tensor, longest_source: int, longest_target: int, batch_multiple: int = _BATCH_MULTIPLE
+) -> Bucket | None:
     """The bucket of token ids (B, S) and (B, T); None if they are longer than the model's positions or empty."""
     batch, source_length = source.shape
     target_length = target.size(1)
@@ -62,7 +64,7 @@ def bucket_of(source: Tensor, target: Tensor, longest_source: int, longest_targe
         return None
     device = source.device.type
     return Bucket(
-        round_up(batch, _BATCH_MULTIPLE, _BATCH_STEP),
+        round_up(batch, batch_multiple, _BATCH_STEP),
         min(round_up(source_length, _LENGTH_MULTIPLE, _LENGTH_STEP), longest_source),
         min(round_up(target_length, _LENGTH_MULTIPLE, _LENGTH_STEP), longest_target),
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
@@ -314,6 +316,7 @@ class TrainingGraphs:
         enabled: False never uses graphs.
         limit: number of buckets captured at most; batches of further ones run eagerly.
         make_pass: builds what runs a bucket.
+        batch_multiple: small batches are padded to multiples of so many rows; 1 where rows are long and few.
     """
 
     def __init__(
@@ -321,15 +324,19 @@ class TrainingGraphs:
         enabled: bool = True,
         limit: int = 256,
         make_pass: Callable[[Any, Bucket, torch.device], BucketPass] = GraphedPass,
+        *,
+        batch_multiple: int = _BATCH_MULTIPLE,
     ):
         self.enabled = enabled
         self._limit = limit
         self._make_pass = make_pass
+        self._batch_multiple = batch_multiple
         self._logged: set[str] = set()
         self.clear()
 
     def __reduce__(self):
-        return type(self), (self.enabled, self._limit, self._make_pass)
+        made = functools.partial(type(self), batch_multiple=self._batch_multiple)
+        return made, (self.enabled, self._limit, self._make_pass)
 
     def clear(self) -> None:
         """Forgets all graphs and what was decided about the model."""
@@ -345,14 +352,16 @@ class TrainingGraphs:
         """The decoder's features (B, T, C) for a training batch; None if the caller has to compute them itself.
 
         Args:
-            model: has ``encoder``, ``decoder`` and ``decoder_features(source, target)``.
+            model: has ``encoder``, ``decoder`` and ``decoder_features(source, target)``; a language model has no
+                encoder and does not read the source.
             source, target: token ids (B, S) and (B, T) on the model's device.
         """
         if not self.enabled or not torch.is_grad_enabled() or not self._on_device(source):
             return None
         surroundings = self._look_around(model)
         reason = self._obstacle or surroundings.obstacle()
-        bucket = bucket_of(source, target, model.encoder.max_positions(), model.decoder.max_positions())
+        longest_source = model.encoder.max_positions() if hasattr(model, "encoder") else source.size(1)
+        bucket = bucket_of(source, target, longest_source, model.decoder.max_positions(), self._batch_multiple)
         if reason is not None or bucket is None:
             self._say(f"CUDA graphs: off, {reason or 'the batch is empty or longer than the positions of the model'}")
             return None
@@ -462,7 +471,7 @@ class TrainingGraphs:
 
 def obstacle(model: Any) -> str | None:
     """Why this model cannot be captured, or cannot be padded, in words; None if it can."""
-    modules = list(itertools.chain(model.encoder.modules(), model.decoder.modules()))
+    modules = list(model.modules())
     if any(isinstance(module, LayerDropModuleList) and module.p > 0 for module in modules):
         return "layer drop chooses other layers for every batch"
     if any(hasattr(module, "precheckpoint_forward") for module in modules):

@@ -87,13 +87,29 @@ class TransformerLMDecoder(LanguageModelDecoder):
 
 
 class _FlatConfigLanguageModel(GraphedModel, FairseqLanguageModel):
-    """A language model for fairseq's task ``language_modeling``, built from one of our flat configurations."""
+    """A language model for fairseq's task ``language_modeling``, built from one of our flat configurations.
+
+    While it trains on a GPU, everything up to the features runs as a CUDA graph where that is safe (`cuda_graphs`).
+    """
 
     config_class: type[TransformerLMConfig]
 
     def __init__(self, decoder: LanguageModelDecoder, config: TransformerLMConfig):
         super().__init__(decoder)
-        self.graphs = TrainingGraphs(enabled=str(config.cuda_graphs) == "auto")
+        # blocks of text are long and few: rows of padding would cost as much as real ones
+        self.graphs = TrainingGraphs(enabled=str(config.cuda_graphs) == "auto", batch_multiple=1)
+
+    def forward(self, src_tokens: Tensor, **options: Any) -> tuple[Tensor, dict[str, list]]:
+        """Logits (B, T, V), or features (B, T, C) for an adaptive softmax, and what fairseq returns beside them."""
+        if self.training and options.keys() <= {"src_lengths"}:
+            features = self.graphs.features(self, src_tokens[:, :1], src_tokens)
+            if features is not None:
+                return self.decoder.output_layer(features), {"attn": [None], "inner_states": []}
+        return super().forward(src_tokens, **options)
+
+    def decoder_features(self, _source: Tensor, tokens: Tensor) -> Tensor:
+        """(B, T, C), the decoder's output before the softmax; tokens: (B, T)."""
+        return self.decoder.extract_features(tokens, None)[0]
 
     @classmethod
     def add_args(cls, parser) -> None:
