@@ -253,7 +253,7 @@ def compare(wide: Loaded, narrow: Loaded, release: Release) -> HalfPrecision:
     limits = resolve_max_positions(task.max_positions(), models[0].max_positions())
     readable = [i for i in range(len(dataset)) if max(dataset.src.sizes[i], dataset.tgt.sizes[i]) <= min(limits)]
     places = np.linspace(0, len(readable) - 1, min(release.check_lines, len(readable)), dtype=int)
-    chosen = [readable[place] for place in places]
+    chosen = sorted((readable[place] for place in places), key=lambda index: int(dataset.src.sizes[index]))
     # a model that does not end its sentences shows what it does soon enough
     search = GenerationConfig(**asdict(dataclasses.replace(release.search, max_len_a=2.0, max_len_b=10)))
     # a generator keeps the models it was built with, whatever inference_step is given
