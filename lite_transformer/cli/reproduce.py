@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         commit=args.commit,
     )
     folder = chain.results_of(plan)
-    changes = _changes(plan)
+    changes = chain.changes_of(plan)
     outcomes = chain.reproduce(plan, folder, lambda found: report.write_table(plan, found, changes))
     for path in (report.write_table(plan, outcomes, changes), report.write_plot(plan, outcomes)):
         sys.stdout.write(f"wrote {path}\n")
@@ -91,23 +91,6 @@ def run(args: argparse.Namespace) -> int:
     again = shlex.join(["lite-transformer", *sys.argv[1:]])
     sys.stderr.write(f"lite-transformer reproduce: failed: {'; '.join(failures)}. Mend it, then type again: {again}\n")
     return 1
-
-
-def _changes(plan: object) -> list[str]:
-    """In what the runs differ from the experiments, for the head of the table."""
-    from lite_transformer.reproduction import chain
-
-    assert isinstance(plan, chain.Plan)
-    changes = []
-    if plan.smoke:
-        average = f", the last {plan.average_last} are averaged" if plan.average_last else ""
-        changes.append(
-            f"The first {plan.table.smoke_pairs} pairs of each split; of every architecture an eighth of its channels "
-            f"and {chain.SMOKE_LAYERS} layers a side; {chain.SMOKE_EPOCHS} epochs{average}: the scores mean nothing."
-        )
-    if plan.overrides:
-        changes.append(f"Every training with `{shlex.join(plan.overrides)}`.")
-    return changes
 
 
 def _seeds(text: str) -> list[int]:

@@ -161,12 +161,28 @@ def overrides_of(plan: Plan, row: TableRow) -> tuple[str, ...]:
     return (*(smoke_overrides(row) if plan.smoke else ()), *plan.overrides)
 
 
+def is_changed(plan: Plan) -> bool:
+    """Whether what is computed is not what the experiments say."""
+    return plan.smoke or any(settings_of(row, tuple(plan.overrides)) != settings_of(row, ()) for row in plan.rows)
+
+
 def results_of(plan: Plan) -> Path:
-    """The folder of the records: results; but OUT/results if what is computed is not what the experiments say."""
-    if plan.results is not None:
-        return plan.results
-    changed = plan.smoke or any(settings_of(row, tuple(plan.overrides)) != settings_of(row, ()) for row in plan.rows)
-    return plan.out / "results" if changed else Path("results")
+    """The folder of the records: results, or OUT/results for changed experiments, unless the user chose one."""
+    return plan.results or (plan.out / "results" if is_changed(plan) else Path("results"))
+
+
+def changes_of(plan: Plan) -> list[str]:
+    """In what the runs differ from the experiments, a sentence each, for the head of the table."""
+    changes = ["**Not the published experiments.**"] if is_changed(plan) else []
+    if plan.smoke:
+        average = f", the last {plan.average_last} are averaged" if plan.average_last else ""
+        changes.append(
+            f"The first {plan.table.smoke_pairs} pairs of each split; of every architecture an eighth of its channels "
+            f"and {SMOKE_LAYERS} layers a side; {SMOKE_EPOCHS} epochs{average}: the scores mean nothing."
+        )
+    if plan.overrides:
+        changes.append(f"Every training with `{shlex.join(plan.overrides)}`.")
+    return changes
 
 
 # --- the chain -----------------------------------------------------------------------------------------------------
@@ -206,7 +222,9 @@ def reproduce(plan: Plan, folder: Path, on_change: Callable[[Sequence[Outcome]],
                 continue
             logger.info("%s: begun after %s; log: %s", where, _clock(started), run.log)
             try:
-                path = _measure(plan, run, folder, data, lock)
+                # a row has one label, whoever measured its first seed
+                label = next((record.row for record in outcome.records.values()), run.row.label)
+                path = _measure(plan, run, label, folder, data, lock)
                 outcome.records[path] = results.read_record(path)
                 logger.info("%s: done after %s, %s", where, _clock(started), path)
             except LiteTransformerError as error:
@@ -254,7 +272,7 @@ def _is_of(record: results.RunRecord, plan: Plan, data: Mapping[str, str]) -> bo
     )
 
 
-def _measure(plan: Plan, run: Run, folder: Path, data: Mapping[str, str], lock: int) -> Path:
+def _measure(plan: Plan, run: Run, label: str, folder: Path, data: Mapping[str, str], lock: int) -> Path:
     """Trains and evaluates one run; returns its record's path. Raises: LiteTransformerError saying why not."""
     record = folder / results.RUNS / f"{run.name}.json"
     if record.exists():
@@ -281,7 +299,7 @@ def _measure(plan: Plan, run: Run, folder: Path, data: Mapping[str, str], lock: 
     words += ["--macs-lengths", *map(str, plan.table.macs_lengths), *(["--cpu"] if plan.cpu else [])]
     words += ["--commit", plan.commit] if plan.commit else []
     words += ["--output", str(run.save_dir / "test.txt"), "--record", str(record)]
-    _step(plan, [*words, "--task", plan.task, "--row", run.row.label], run.log, lock)
+    _step(plan, [*words, "--task", plan.task, "--row", label], run.log, lock)
     return record
 
 

@@ -59,7 +59,7 @@ def render_table(plan: Plan, outcomes: Sequence[Outcome], figures: Figures, chan
         lines.append(results.markdown_row(cells))
     parts = [f"# {table.title}{', smoke run' if plan.smoke else ''}"]
     if changes:
-        parts.append("**Not the published experiments.** " + " ".join(changes))
+        parts.append(" ".join(changes))
     parts += ["\n".join(lines), *_notes(plan, figures), f"![scores against Mult-Adds]({PLOT})"]
     return "\n\n".join(parts) + "\n"
 

@@ -104,8 +104,8 @@ def _rows_of(prefix: str) -> tuple[TableRow, ...]:
     for stem in sorted({path.stem for folder in (CHECKOUT, Path()) for path in (folder / "configs").glob("*.yaml")}):
         if stem == prefix or stem.startswith(f"{prefix}_"):
             name = stem.removeprefix(prefix).strip("_") or stem
-            words = name.replace("_", " ")
-            rows.append(TableRow(name, _LABELS.get(stem, words[0].upper() + words[1:]), stem))
+            label = " ".join(word.upper() if word[0].isdigit() else word.capitalize() for word in name.split("_"))
+            rows.append(TableRow(name, _LABELS.get(stem, label), stem))
     return tuple(rows)
 
 

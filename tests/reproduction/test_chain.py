@@ -190,6 +190,15 @@ def test_a_record_counts_by_what_it_measured_not_by_its_name(commands: Commands,
         Path("kept.json").rename(moved)
 
 
+def test_another_seed_of_a_row_gets_the_label_that_the_first_one_has(commands: Commands):
+    assert reproduce("--rows", "lite_496") == 0
+    record = Path("results/runs/cnn_dm_lite_496_seed1.json")
+    record.write_text(record.read_text(encoding="utf-8").replace("Lite Transformer 496", "Mine"), encoding="utf-8")
+    assert reproduce("--rows", "lite_496", "--seeds", "2") == 0
+    assert commands.done[-1][-2:] == ["--row", "Mine"]
+    assert cells("Lite Transformer 496")["seeds"] == "1, 2"
+
+
 def test_a_record_of_another_decoding_is_not_this_run(commands: Commands):
     assert reproduce("--rows", "lite_496") == 0
     record = Path("results/runs/cnn_dm_lite_496_seed1.json")
@@ -224,6 +233,7 @@ def test_a_corpus_that_cannot_be_prepared_ends_it(commands: Commands, capsys):
 def test_overrides_that_change_the_result_keep_out_of_the_results(commands: Commands):
     assert reproduce("common.fp16=true") == 0, "fp16 is no other experiment"
     assert len(list(Path("results/runs").iterdir())) == 2
+    assert "\n\nEvery training with `common.fp16=true`.\n\n" in table()
     assert reproduce("optimization.max_update=7", "--rows", "lite_496", "--results", "mine", "--out", "other") == 0
     assert len(list(Path("mine/runs").iterdir())) == 1 and not Path("other/results").exists()
     assert reproduce("optimization.max_update=7", "--rows", "lite_496") == 1
