@@ -102,25 +102,21 @@ def test_on_a_gpu(family, precision, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    relative = {"fp32": 2e-4, "bf16": 6e-2, "amp": 2e-2}[precision]
     model, plain = (build(family, cuda_graphs=graphs).to("cuda", dtype) for graphs in ("auto", "off"))
-    cpu = build(family, cuda_graphs="off")
+    exact = build(family, cuda_graphs="off")
     for step, shape in enumerate(SHAPES):
-        losses = []
-        for each in (model, plain):
+        found = {}
+        for each in (model, plain, exact):
             each.zero_grad()
-            with torch.autocast("cuda", torch.float16, enabled=precision == "amp"):
-                loss = loss_of(each, sample(shape, step, "cuda"))
+            device = "cpu" if each is exact else "cuda"
+            with torch.autocast("cuda", torch.float16, enabled=precision == "amp" and device == "cuda"):
+                loss = loss_of(each, sample(shape, step, device))
             loss.backward()
-            losses.append(loss.detach())
-        assert losses[0].dtype == torch.float32
-        close(*losses, relative)
-        for ours, expected in zip(gradients(model).values(), gradients(plain).values(), strict=True):
-            close(ours, expected, relative)
-        close(losses[1].cpu(), loss_of(cpu, sample(shape, step)).detach(), relative)
+            assert loss.dtype == torch.float32
+            parts = [loss.detach(), *(gradient.flatten() for gradient in gradients(each).values())]
+            found[each] = torch.cat([part.double().cpu() for part in parts])
+        # judged by the error that the eager pass makes in the same precision
+        errors = [((found[each] - found[exact]).norm() / found[exact].norm()).item() for each in (model, plain)]
+        assert errors[0] <= max(2 * errors[1], 1e-6), f"step {step}: {errors}"
     assert len(model.graphs._passes) == 3
     assert any("CUDA graphs: on" in record.message for record in caplog.records)
-
-
-def close(actual: Tensor, expected: Tensor, relative: float) -> None:
-    assert_same(actual, expected, relative * max(1.0, expected.abs().max().item()))
