@@ -77,13 +77,16 @@ def _add_exactly(total, lost, value):
 
 
 @triton.jit
-def _products(rows, columns, TREE: tl.constexpr, PRECISION: tl.constexpr):
-    """(BT, BD), (BS, BD) -> (BT, BS): sums of BD products, one after the other or as a tree, which rounds less."""
-    if TREE:
-        sums = tl.sum(rows[:, None, :] * columns[None, :, :], 2)
+def _add_products(product, lost, rows, columns, EXACT: tl.constexpr, FP64: tl.constexpr, PRECISION: tl.constexpr):
+    """product + rows @ columns^T, (BT, BS) + (BT, BD) @ (BD, BS), and what rounding lost where that is kept."""
+    if FP64:
+        product += tl.sum(rows.to(tl.float64)[:, None, :] * columns.to(tl.float64)[None, :, :], 2)
+    elif EXACT:
+        addend = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)
+        product, lost = _add_exactly(product, lost, addend)
     else:
-        sums = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)
-    return sums
+        product = tl.dot(rows, tl.trans(columns), product, input_precision=PRECISION)
+    return product, lost
 
 
 @triton.jit
@@ -205,7 +208,7 @@ def _gradient_band(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, FP64: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of the tile's BT positions and BS of its sources: the gradients of the normalised kernels, the kernels, the taps.
@@ -214,20 +217,14 @@ def _gradient_band(
     """
     t, s = first + tl.arange(0, BT), start + tl.arange(0, BS)
     inside = _inside(s, mask, b, T, m_b, m_t, HAS_MASK)
-    product, lost = tl.zeros((BT, BS), tl.float32), tl.zeros((BT, BS), tl.float32)
+    product = tl.zeros((BT, BS), tl.float64 if FP64 else tl.float32)
+    lost = tl.zeros((BT, BS), tl.float32)
     for part in range(PARTS):
         r = part * BD + tl.arange(0, BD)
         values = _rows(x, start, x_t, BS, r, inside, R)
         upstream = _rows(g, first, g_t, BT, r, t < T, R).to(values.dtype)
-        if EXACT:
-            addend = _products(upstream, values, TREE, PRECISION)
-            product, lost = _add_exactly(product, lost, addend)
-        else:
-            product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
-    if TREE:
-        product = product.to(tl.float64) + lost
-    else:
-        product += lost
+        product, lost = _add_products(product, lost, upstream, values, EXACT, FP64, PRECISION)
+    product += lost
     k = s[None, :] - t[:, None] + LEFT
     in_band = (k >= 0) & (k < K) & (t < T)[:, None]
     if DROPOUT:
@@ -246,7 +243,7 @@ def _dynamic_gradient_kernel(
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_MASK: tl.constexpr,
     DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, FP64: tl.constexpr,
     KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_w[t, k]: the band of grad @ x^T, taken back through dropout and softmax."""
@@ -260,7 +257,7 @@ def _dynamic_gradient_kernel(
     grad_w += (first.to(tl.int64) * B + b) * (H * K) + h * K
     position = (tl.arange(0, BT) * (B * H * K))[:, None]
     top, scale = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
-    inner = tl.zeros((BT,), tl.float64 if TREE else tl.float32)
+    inner = tl.zeros((BT,), tl.float64 if FP64 else tl.float32)
     if SOFTMAX:
         place = ((t.to(tl.int64) * B + b) * H + h) * 2
         top = tl.load(statistics + place, mask=t < T, other=0.0)
@@ -270,13 +267,13 @@ def _dynamic_gradient_kernel(
         for chunk in range(CHUNKS):
             product, weight, _, _ = _gradient_band(
                 g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, TREE, PRECISION,
+                LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, FP64, PRECISION,
             )  # fmt: skip
             inner += tl.sum(weight * product, 1)
     for chunk in range(CHUNKS):
         product, weight, k, in_band = _gradient_band(
             g, x, w, mask, seed, top, scale, first, first - LEFT + chunk * BS, b, h, T, B, x_t, g_t, w_t, m_b, m_t,
-            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, TREE, PRECISION,
+            LEFT, H, R, K, SOFTMAX, HAS_MASK, DROPOUT, THRESHOLD, SCALE, BT, BS, BD, PARTS, EXACT, FP64, PRECISION,
         )  # fmt: skip
         if SOFTMAX:
             if CHUNKS == 1:
@@ -289,7 +286,7 @@ def _dynamic_gradient_kernel(
 def _lightweight_partial_kernel(
     g, x, mask, partial, T, B, items, splits, x_t, x_b, g_t, g_b, m_b, m_t, LEFT,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, HAS_MASK: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, TREE: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, FP64: tl.constexpr,
     KP: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of grad @ x^T over a share of the tiles of a head, then along its diagonals: (H, splits, CHUNKS, K)."""
@@ -298,7 +295,8 @@ def _lightweight_partial_kernel(
     tiles = tl.cdiv(T, BT)
     h, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     chunk = tl.program_id(1)
-    product, lost = tl.zeros((BT, BS), tl.float32), tl.zeros((BT, BS), tl.float32)
+    product = tl.zeros((BT, BS), tl.float64 if FP64 else tl.float32)
+    lost = tl.zeros((BT, BS), tl.float32)
     for item in range(split, items, splits):
         first, b = (item % tiles) * BT, item // tiles
         start = first - LEFT + chunk * BS
@@ -308,11 +306,7 @@ def _lightweight_partial_kernel(
             r = part * BD + tl.arange(0, BD)
             values = _rows(x + b.to(tl.int64) * x_b + h * R, start, x_t, BS, r, inside, R)
             upstream = _rows(g + b.to(tl.int64) * g_b + h * R, first, g_t, BT, r, t < T, R).to(values.dtype)
-            if EXACT:
-                addend = _products(upstream, values, TREE, PRECISION)
-                product, lost = _add_exactly(product, lost, addend)
-            else:
-                product = tl.dot(upstream, tl.trans(values), product, input_precision=PRECISION)
+            product, lost = _add_products(product, lost, upstream, values, EXACT, FP64, PRECISION)
     if EXACT:
         product = product.to(tl.float64) + lost
     taps = tl.arange(0, KP)
@@ -383,10 +377,10 @@ class _Plan:
         self.block_r = max(16, min(64, _power_of_two(self.width)))
         self.column_blocks = triton.cdiv(self.width, self.block_r)
         # The units that multiply fp32 sum one by one, and a long sum rounds more than torch's does: sixteen at a time.
-        # Of a few positions, whose errors no others even out, four at a time.
+        # Of a few positions, whose errors no others even out, in fp64.
         self.exact = x.dtype == torch.float32
-        self.tree = self.exact and block_t == 16
-        self.depth = 4 if self.tree else 16 if self.exact else self.block_r
+        self.fp64 = self.exact and block_t == 16
+        self.depth = 4 if self.fp64 else 16 if self.exact else self.block_r
         self.constants = {
             "H": self.heads,
             "R": self.width,
@@ -410,7 +404,12 @@ class _Plan:
     @property
     def depth_constants(self) -> dict[str, int]:
         """Of the kernels whose sum runs over a head's channels."""
-        return {"BD": self.depth, "PARTS": triton.cdiv(self.width, self.depth), "EXACT": self.exact, "TREE": self.tree}
+        return {
+            "BD": self.depth,
+            "PARTS": triton.cdiv(self.width, self.depth),
+            "EXACT": self.exact,
+            "FP64": self.fp64,
+        }
 
 
 def _alignment(*tensors: Tensor) -> int:
