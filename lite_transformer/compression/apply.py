@@ -95,6 +95,18 @@ def compress(
     return {name: done[shared[name]] for name in weights}
 
 
+def simulated(weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """The weights that `dense` would give after `compress`, computed where they are; only those that change.
+
+    ``weights``: shared ones once.
+    """
+    pruned = prune(weights, recipe)
+    return {
+        name: METHODS[how.method](pruned[name], how.bits).dense()
+        for name, how in targets(pruned, recipe).quantized.items()
+    }
+
+
 def _kept(weight: Tensor, rest: str) -> Raw:
     """Whole numbers as they are, others in the precision given, or in fp32 if they do not fit into half."""
     if weight.is_floating_point():

@@ -18,6 +18,7 @@ _BINS_FACTOR = 2
 # Scales tried for a row of few bits, as parts of its largest weight: cutting off the rarest weights serves the rest.
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 _HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0  # normal numbers of half precision
+_COARSEST_HALF = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,14 @@ def _lloyd(ordered: Tensor, levels: Tensor) -> Tensor:
 
 
 def _shortened(levels: Tensor) -> Tensor:
-    """The levels in half precision where that keeps them apart and in range, otherwise in single precision."""
-    half = levels.half()
-    size = levels.abs()
-    fits = ((size == 0) | ((size >= _HALF_MIN) & (size <= _HALF_MAX))).all()
-    return half if bool(fits) and torch.unique(half).numel() == levels.numel() else levels.float()
+    """The ascending levels in half precision, those that it cannot tell apart as one; in single where it is too coarse.
+
+    It is fine enough for levels of which the largest is at least 2 ** -10: the others are off by at most 2 ** -25.
+    """
+    largest = float(levels.abs().max())
+    if largest == 0 or _COARSEST_HALF <= largest <= _HALF_MAX:
+        return torch.unique_consecutive(levels.half())
+    return levels.float()
 
 
 def _nearest(flat: Tensor, levels: Tensor, keep_zeros: bool) -> Tensor:
@@ -172,17 +176,24 @@ def _squared_error(rows: Tensor, scales: Tensor, largest: int) -> Tensor:
     return (_numbers(rows, scales, largest) * scales - rows).square().sum(dim=1, keepdim=True)
 
 
-def kmeans_rows(weight: Tensor, bits: int) -> Codes:
+def kmeans_rows(weight: Tensor, bits: int, levels: Tensor | None = None) -> Codes:
     """As `kmeans`, after each row (first index) was divided by its root mean square, which becomes its scale.
 
     For tables whose rows differ in size, such as embeddings of rare and frequent words. A vector is one row.
+
+    Args:
+        levels: those found before, ascending; the weights take the nearest ones and no others are looked for.
     """
     _check(weight, bits)
     if weight.dim() < 2:
         return kmeans(weight, bits)
     rows = weight.detach().float().flatten(1)
     scales = _scales(rows.double().square().mean(dim=1, keepdim=True).sqrt().float())
-    found = kmeans(rows / torch.where(scales > 0, scales, 1), bits)
+    rows = rows / torch.where(scales > 0, scales, 1)
+    if levels is None:
+        found = kmeans(rows, bits)
+    else:
+        found = Codes(_nearest(rows.flatten(), levels.float(), bool((levels == 0).any())), levels)
     scales = scales.flatten()
     half = scales.half()
     return Codes(found.codes.view(weight.shape), found.levels, half if bool((half.float() == scales).all()) else scales)

@@ -17,6 +17,7 @@ from lite_transformer import __version__
 from lite_transformer.compression import apply, packed, sizes
 from lite_transformer.compression.packed import PackedModel
 from lite_transformer.compression.recipes import Quantization, Recipe
+from lite_transformer.compression.training import TASK_OPTIONS, TASK_PREFIX
 from lite_transformer.errors import CheckpointError, DataError, UnsupportedInputError
 
 # Of the configuration: folders and files of the machine that trained, and accounts.
@@ -138,9 +139,19 @@ def _meta(state: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
         if OmegaConf.is_config(groups):
             groups = OmegaConf.to_container(groups, resolve=True, enum_to_str=True)
         content["config"] = {group: _without(options, _PLACES.get(group, {})) for group, options in groups.items()}
+        content["config"]["task"] = _plain_task(content["config"]["task"])
     content["optimizer_history"] = state.get("optimizer_history") or []
     content["extra_state"] = {name: extra[name] for name in ("previous_training_time",) if name in extra}
     return _plain(content)
+
+
+def _plain_task(options: dict[str, Any]) -> dict[str, Any]:
+    """A task that trained by a recipe is the plain one afterwards: whoever loads the file need not know the other."""
+    name = str(options.get("_name"))
+    if not name.startswith(TASK_PREFIX):
+        return options
+    kept = {key: value for key, value in options.items() if key not in TASK_OPTIONS}
+    return kept | {"_name": name.removeprefix(TASK_PREFIX)}
 
 
 def _without(options: Any, places: Mapping[str, Any]) -> Any:

@@ -16,7 +16,9 @@ from fairseq.utils import resolve_max_positions, strip_pad
 from fairseq_cli.generate import get_symbols_to_strip_from_output
 from tqdm import tqdm
 
-import lite_transformer.models  # noqa: F401  (registers our models: fairseq skips a user-dir that is imported already)
+# Registers our models and tasks: fairseq skips a user-dir that is imported already.
+import lite_transformer.models
+import lite_transformer.tasks  # noqa: F401
 from lite_transformer.compression.container import is_packed
 from lite_transformer.errors import CheckpointError, DataError, LiteTransformerError
 from lite_transformer.models import packed_checkpoint

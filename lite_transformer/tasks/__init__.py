@@ -1,0 +1,5 @@
+"""fairseq tasks that fairseq lacks. Importing it registers them."""
+
+from lite_transformer.tasks import compressed
+
+__all__ = ["compressed"]

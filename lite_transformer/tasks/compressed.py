@@ -1,0 +1,100 @@
+"""``--task compressed_translation``: translation, trained on while a recipe prunes and quantizes the model.
+
+  lite-transformer train EXPERIMENT --data DIR/bin --save-dir runs/NAME.paper
+      task._name=compressed_translation task.compression_recipe=paper
+      checkpoint.finetune_from_model=runs/NAME/checkpoint_best.pt
+      optimization.max_update=4000 'optimization.lr=[0.0005]'
+  lite-transformer compress runs/NAME.paper/checkpoint_best.pt --recipe paper --data DIR/bin --out model.ltpack
+
+Pruning grows up to task.prune_until (a part of all updates), weights are quantized from task.quantize_from on; what was
+begun is kept by checkpoints, and the same command goes on after an interruption. Validation, and so checkpoint_best.pt,
+is of the model as the recipe would pack it at that moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
+
+from lite_transformer.compression.recipes import load_recipe
+from lite_transformer.compression.training import Compressor, Plan
+
+
+@dataclass
+class CompressedTranslationConfig(TranslationConfig):
+    """The options of translation, and when to do what the recipe says; names in `compression.training`."""
+
+    compression_recipe: str = field(default="paper", metadata={"help": "name of a recipe, or path of a YAML file"})
+    prune_until: float = field(default=0.4, metadata={"help": "pruning grows up to this part of all updates"})
+    prune_interval: int = field(default=50, metadata={"help": "updates between two steps of pruning"})
+    quantize_from: float = field(default=0.6, metadata={"help": "weights are quantized from this part of all updates"})
+    compression_updates: int = II("optimization.max_update")
+
+
+class CompressedTraining:
+    """What a task needs to train by a recipe, to be mixed into one; its options are those above."""
+
+    cfg: Any
+    _compressor: Compressor | None = None
+    _restored: dict[str, Any] | None = None
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Raises: ConfigError if the recipe or the schedule cannot be; not when a trained model is only loaded."""
+        if not from_checkpoint:
+            options = self.cfg
+            self._compressor = Compressor(
+                load_recipe(options.compression_recipe),
+                Plan.of(
+                    options.compression_updates, options.prune_until, options.prune_interval, options.quantize_from
+                ),
+            )
+        return super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **extra):
+        """As fairseq's, on the weights of the recipe."""
+        compressor = self._ready(model)
+        with compressor.quantized(_inner(model), update_num):
+            result = super().train_step(  # type: ignore[misc]
+                sample, model, criterion, optimizer, update_num, ignore_grad=ignore_grad, **extra
+            )
+        compressor.project_gradients(_inner(model))
+        return result
+
+    def optimizer_step(self, optimizer, model, update_num) -> None:
+        super().optimizer_step(optimizer, model=model, update_num=update_num)  # type: ignore[misc]
+        self._ready(model).hold(_inner(model))
+
+    def valid_step(self, sample, model, criterion, **extra):
+        """As fairseq's, on the weights that the recipe would pack now."""
+        with self._ready(model).as_packed(_inner(model)):
+            return super().valid_step(sample, model, criterion, **extra)  # type: ignore[misc]
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq saves of a task, under its class's name."""
+        assert self._compressor is not None
+        return {type(self).__name__: self._restored or self._compressor.state_dict()}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Takes what was saved; there is no model yet to compare it with, so it waits for the first step."""
+        self._restored = state
+
+    def _ready(self, model: Any) -> Compressor:
+        assert self._compressor is not None
+        if self._restored is not None:
+            self._compressor.load_state_dict(self._restored, _inner(model))
+            self._restored = None
+        return self._compressor
+
+
+def _inner(model: Any) -> Any:
+    """The model inside the wrapper of several processes."""
+    return getattr(model, "module", model)
+
+
+@register_task("compressed_translation", dataclass=CompressedTranslationConfig)
+class CompressedTranslationTask(CompressedTraining, TranslationTask):
+    """Translation, trained on by a compression recipe."""
