@@ -252,6 +252,8 @@ def compare(wide: Loaded, narrow: Loaded, release: Release) -> HalfPrecision:
     dataset = task.dataset(release.split)
     limits = resolve_max_positions(task.max_positions(), models[0].max_positions())
     readable = [i for i in range(len(dataset)) if max(dataset.src.sizes[i], dataset.tgt.sizes[i]) <= min(limits)]
+    if not readable:
+        raise DataError(f"the {release.split} split of {release.data} has no line that the model can read whole")
     places = np.linspace(0, len(readable) - 1, min(release.check_lines, len(readable)), dtype=int)
     chosen = sorted((readable[place] for place in places), key=lambda index: int(dataset.src.sizes[index]))
     # a model that does not end its sentences shows what it does soon enough

@@ -41,8 +41,8 @@ def test_the_folder_holds_fp16_weights_and_what_text_needs(trained, released):
     for name, value in state["model"].items():
         if value.is_floating_point():
             assert_same(value, ((first[name] + second[name]) / 2).half(), 0.0)
-    # encoder, decoder and output share one embedding: three copies would be 6 bytes a parameter
-    assert (released / "model.pt").stat().st_size < 2 * read_card(released).cost.params_total + 40_000
+    shared = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
+    assert len({state["model"][name].data_ptr() for name in shared}) == 1, "stored once"
     for path in (path for path in released.rglob("*") if path.is_file()):
         assert str(trained.folder).encode() not in path.read_bytes(), f"{path.name} names a folder of this machine"
     assert (released.stat().st_mode & 0o777, released.parent.stat().st_mode & 0o777) == (0o755, 0o755)
@@ -52,6 +52,21 @@ def test_the_model_loads_as_any_checkpoint_and_on_a_cpu_in_fp32(released):
     loaded = decoding.load([released / "model.pt"], released, cpu=True)
     assert loaded.languages == ("de", "en")
     assert {parameter.dtype for parameter in loaded.models[0].parameters()} == {torch.float32}
+
+
+def test_the_other_direction_of_the_same_data(trained, tmp_path, capsys):
+    state = load_checkpoint(trained.checkpoints[0])
+    state["cfg"]["task"] |= {"source_lang": "en", "target_lang": "de"}
+    torch.save(state, tmp_path / "en_de.pt")
+    argv = ["release", tmp_path / "en_de.pt", "--data", trained.data, "--out", tmp_path / "m", "--commit", "a"]
+    assert main([*map(str, argv), "--check-lines", "2", "--beam", "1"]) == 0
+    card = check_folder(tmp_path / "m")
+    assert (card.source_language, card.target_language) == ("en", "de") and "English to German" in card.intended_use
+    assert "--pair de-en" in card.data.command, "the data was prepared once for both"
+    (tmp_path / "text").write_text("The house\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["translate", "--cpu", "--model", str(tmp_path / "m"), "--input", str(tmp_path / "text")]) == 0
+    assert len(capsys.readouterr().out.strip()) > 1
 
 
 def test_the_card_of_a_model_without_records(released):
