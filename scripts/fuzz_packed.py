@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Damaged and hostile packed files: each must be read, or refused with one line, in bounded time and memory.
 
-  scripts/fuzz_packed.py                                       50,000 inputs, about two minutes
+  scripts/fuzz_packed.py                                       50,000 inputs, a few minutes
   scripts/fuzz_packed.py --inputs 200000 --seed 7 --record results/compression/fuzz_packed.json
   scripts/fuzz_packed.py --corpus tests/fixtures/packed        writes one small file of every kind of damage
 

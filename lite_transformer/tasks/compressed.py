@@ -91,8 +91,10 @@ class CompressedTraining:
 
 
 def _inner(model: Any) -> Any:
-    """The model inside the wrapper of several processes."""
-    return getattr(model, "module", model)
+    """The model inside the wrappers of several processes, which call it ``module``."""
+    while "module" in model._modules:
+        model = model._modules["module"]
+    return model
 
 
 @register_task("compressed_translation", dataclass=CompressedTranslationConfig)

@@ -14,6 +14,7 @@ from lite_transformer.compression.training import Compressor, Plan, Ties
 from lite_transformer.errors import CheckpointError, ConfigError
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.scoring import decoding
+from lite_transformer.tasks.compressed import _inner
 
 PLAN = Plan(prune_until=8, prune_interval=2, quantize_from=12)
 KMEANS = Recipe(
@@ -100,6 +101,20 @@ def test_gradient_of_a_level_is_the_mean_of_its_weights():
     held = {"a": torch.tensor([[1.0, 2.0], [4.0, 9.0]]), "b": torch.tensor([1.0, 3.0, 5.0])}
     ties.average(held)
     assert held["a"].tolist() == [[1, 3], [3, 9]] and held["b"].tolist() == [2, 2, 5]
+
+
+def test_half_precision_is_held_as_well():
+    ties = Ties({"a": torch.tensor([0, 1, 1]), "b": torch.tensor([1, 1])}, {"a": 0, "b": None})
+    held = {"a": torch.tensor([5.0, 1, 2]).half(), "b": torch.tensor([3.0, 5]).bfloat16()}
+    ties.average(held)
+    assert held["a"].tolist() == [5, 1.5, 1.5] and held["b"].tolist() == [4, 4]
+    assert held["a"].dtype == torch.float16 and held["b"].dtype == torch.bfloat16
+
+
+def test_the_model_is_found_inside_its_wrappers():
+    model = Model()
+    wrapped = nn.DataParallel(nn.DataParallel(model))
+    assert _inner(wrapped) is model and _inner(model) is model
 
 
 def test_straight_through_shows_the_quantized_weights_and_trains_the_others():

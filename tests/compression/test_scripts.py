@@ -1,0 +1,96 @@
+"""The fuzzer finds faults, the sizes of an untrained architecture are measured, and the records hold what they claim."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from lite_transformer.compression import apply, packed
+from lite_transformer.compression.packed import PackedModel
+from lite_transformer.compression.recipes import load_recipe
+from tests.helpers.commands import ROOT
+from tests.helpers.models import tiny_model
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import compressed_size
+import fuzz_packed
+
+RESULTS = ROOT / "results" / "compression"
+
+
+def test_damaged_files_are_read_or_refused():
+    result = fuzz_packed.fuzz(300, seed=3)
+    assert result["faults"] == []
+    assert set(result["outcomes"]) == set(fuzz_packed.DAMAGES) and len(fuzz_packed.DAMAGES) == 8
+    together = [sum(counts.get(what, 0) for counts in result["outcomes"].values()) for what in ("read", "refused")]
+    assert sum(together) == 300 and min(together) > 20
+
+
+def test_fuzzer_sees_a_fault(monkeypatch, capsys):
+    def careless(*_):
+        raise IndexError("out of bounds")
+
+    monkeypatch.setattr(packed, "_described", careless)
+    assert fuzz_packed.main(["--inputs", "40"]) == 1
+    assert "IndexError: out of bounds" in capsys.readouterr().out
+
+
+def test_record_of_the_fuzzer():
+    record = json.loads((RESULTS / "fuzz_packed.json").read_text())
+    assert record["inputs"] >= 50_000 and record["faults"] == []
+    assert sum(sum(counts.values()) for counts in record["outcomes"].values()) == record["inputs"]
+    assert record["peak_memory_bytes"] <= fuzz_packed.MEMORY_LIMIT_BYTES and record["longest_seconds"] < 5
+    assert "fuzz_packed.py" in record["command"] and record["commit"]
+
+
+def test_record_of_the_paper_s_size():
+    """18.2 times below Transformer base's core, with everything counted; 10 times with embeddings."""
+    record = json.loads((RESULTS / "wmt14_en_fr_496.json").read_text())
+    result = record["results"]["paper"]
+    assert record["arch"] == "lite_transformer_wmt_en_fr" and record["vocabulary"] == 44_512
+    assert result["core"]["parameters"] == 17_283_616 and result["embeddings"]["parameters"] == 44_512 * 496
+    assert result["core_file_bytes"] <= 9_700_000 and result["core_times_smaller_than_transformer_base"] >= 18.2
+    assert result["file_bytes"] <= 25_000_000
+    assert result["recipe"] == load_recipe("paper").to_json(), "measured with another recipe: measure again"
+    assert record["weights"]["sha256"] and record["weights"]["updates"]
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "laplace"])
+def test_a_matrix_of_the_paper_s_recipe_takes_its_share(kind):
+    """9.7 MB for 17,283,616 parameters are 4.49 bits each, codebook, table and index included."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(496, 496, generator=generator)
+    if kind == "uniform":
+        weight = torch.rand(496, 496, generator=generator) - 0.5
+    elif kind == "laplace":
+        weight = weight.sign() * -torch.rand(496, 496, generator=generator).log()
+    found = apply.compress({"fc1.weight": weight}, load_recipe("paper"))
+    size = len(packed.pack(PackedModel({}, found)))
+    assert 8 * size / weight.numel() <= 8 * 9.7e6 / 17_283_616
+    assert (found["fc1.weight"].dense() == 0).mean() == pytest.approx(0.56, abs=1e-4)
+
+
+def test_weights_are_drawn_from_those_of_their_kind():
+    trained = tiny_model(share_all_embeddings=True).state_dict()
+    for number, (name, weight) in enumerate(trained.items()):
+        if "fc1.weight" in name:
+            trained[name] = torch.full_like(weight, float(number))
+    # four times the fan-in: half the deviation
+    wanted = tiny_model(
+        encoder_embed_dim=64, encoder_layers=3, encoder_kernel_sizes=[3, 3, 3], share_all_embeddings=True
+    )
+    weights = wanted.state_dict()
+    found = compressed_size.drawn(weights, trained)
+    assert {name: weight.shape for name, weight in found.items()} == {n: w.shape for n, w in weights.items()}
+    pool = {float(trained[f"encoder.layers.{layer}.fc1.weight"][0, 0]) / 2 for layer in (0, 1)}
+    assert set(found["encoder.layers.2.fc1.weight"].unique().tolist()) == pool
+    assert found["decoder.embed_tokens.weight"] is found["encoder.embed_tokens.weight"]
+    assert (
+        torch.isin(found["encoder.layers.0.fc1.bias"], trained["encoder.layers.0.fc1.bias"].unique()).float().mean()
+        > 0.4
+    )
+    gaussian = compressed_size.drawn(weights, None)
+    name = "encoder.layers.0.fc1.weight"
+    assert float(gaussian[name].std()) == pytest.approx(float(weights[name].std()), rel=0.1)
+    assert not torch.equal(gaussian[name], weights[name])
