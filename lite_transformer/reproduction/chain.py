@@ -342,7 +342,7 @@ def _reason(log: Path, code: int) -> str:
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 4000))
         lines = stream.read().decode("utf-8", "replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output").rstrip(".")
     return last if len(last) <= 500 else f"{last[:500]}..."
 
 
