@@ -368,8 +368,12 @@ class _Plan:
         self.width = channels // self.heads
         self.mask_strides = (0, 0) if padding_mask is None else padding_mask.stride()
         self.weight_strides = weight.stride()[:2] if self.dynamic else (0, 0)
+        self.exact = x.dtype == torch.float32
+        # Of a few positions, whose errors no others even out, fp32 gradients are summed in fp64.
+        positions = self.length if self.dynamic else self.length * self.batch
+        self.fp64 = self.exact and positions <= (16 if self.dynamic else 1024)
         # The fastest of ten tried on an H100; larger tiles spill registers.
-        block_t = 16 if self.length <= 16 else 32
+        block_t = 16 if self.length <= 16 or self.fp64 else 32
         span = block_t + self.kernel_size - 1
         block_s = min(64, _power_of_two(span))
         self.tiles = triton.cdiv(self.length, block_t)
@@ -377,9 +381,6 @@ class _Plan:
         self.block_r = max(16, min(64, _power_of_two(self.width)))
         self.column_blocks = triton.cdiv(self.width, self.block_r)
         # The units that multiply fp32 sum one by one, and a long sum rounds more than torch's does: sixteen at a time.
-        # Of a few positions, whose errors no others even out, in fp64.
-        self.exact = x.dtype == torch.float32
-        self.fp64 = self.exact and block_t == 16
         self.depth = 4 if self.fp64 else 16 if self.exact else self.block_r
         self.constants = {
             "H": self.heads,
