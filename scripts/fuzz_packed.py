@@ -12,6 +12,7 @@ with exit code 1 if any input raised anything but CheckpointError, or took more 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import io
 import json
@@ -150,7 +151,7 @@ def signed_index(file: bytes, chance: random.Random) -> bytes:
         elif chance.random() < 0.3 and isinstance(node[key], int):
             node[key] += chance.choice([-1, 1, 8, 255])
         else:
-            node[key] = chance.choice(_VALUES)
+            node[key] = copy.deepcopy(chance.choice(_VALUES))
     sections[name] = json.dumps(tree).encode()
     return signed(sections)
 

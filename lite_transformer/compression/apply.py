@@ -72,7 +72,8 @@ def prune(weights: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
     if recipe.prune is None or not pruned:
         return dict(weights)
     chosen = {name: weights[name] for name in pruned}
-    keep = pruning.masks(chosen, recipe.prune.sparsity, recipe.prune.method)
+    unit = pruning.units(chosen, recipe.prune.factors)
+    keep = pruning.masks(chosen, recipe.prune.sparsity, recipe.prune.method, unit)
     return {name: weight * keep[name] if name in keep else weight for name, weight in weights.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,16 +14,26 @@ from lite_transformer.errors import ConfigError
 PRUNING_METHODS = ("sensitivity", "global")
 
 
-def deviations(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """The standard deviation of each tensor's weights around their mean; taken before anything is pruned."""
-    return {name: float(weight.detach().float().std(unbiased=False)) for name, weight in weights.items()}
+def units(weights: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What magnitudes of each tensor are measured in, by sensitivity: the standard deviation of its weights.
+
+    Args:
+        weights: before anything of them is pruned.
+        factors: of tensors whose name fits a pattern (such as ``*.fc1.weight``), the first one that does: less than 1
+            for tensors that bear pruning badly.
+    """
+    found = {}
+    for name, weight in weights.items():
+        factor = next((number for pattern, number in (factors or {}).items() if fnmatchcase(name, pattern)), 1.0)
+        found[name] = factor * float(weight.detach().float().std(unbiased=False))
+    return found
 
 
 def masks(
     weights: Mapping[str, Tensor],
     sparsity: float,
     method: str = "sensitivity",
-    scale_by: Mapping[str, float] | None = None,
+    measured_in: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """What to keep of each tensor (bool, True = kept) so that ``sparsity`` of all weights together is left out.
 
@@ -31,31 +42,23 @@ def masks(
     sensitivity pruner), and s is what gives the sparsity. Of equal magnitudes the first ones go.
 
     Args:
-        scale_by: the deviations to measure in, by default those of ``weights``.
+        measured_in: see `units`, by default those of ``weights``; of sensitivity alone.
     Raises: ConfigError for an unknown method or a sparsity outside [0, 1].
     """
     if method not in PRUNING_METHODS:
         raise ConfigError(f"unknown pruning method '{method}'. Known: {', '.join(PRUNING_METHODS)}")
     if not 0 <= sparsity <= 1:
         raise ConfigError(f"sparsity {sparsity}: a number from 0 to 1 is needed")
-    units: Mapping[str, float] = dict.fromkeys(weights, 1.0)
+    unit: Mapping[str, float] = dict.fromkeys(weights, 1.0)
     if method == "sensitivity":
-        units = scale_by or deviations(weights)
-    sizes = {name: weight.detach().float().abs() / (units[name] or 1.0) for name, weight in weights.items()}
+        unit = measured_in or units(weights)
+    sizes = {name: weight.detach().float().abs() / (unit[name] or 1.0) for name, weight in weights.items()}
     together = torch.cat([size.flatten() for size in sizes.values()]) if sizes else torch.empty(0)
     left_out = round(sparsity * together.numel())
     kept = torch.ones_like(together, dtype=torch.bool)
     kept[together.argsort(stable=True)[:left_out]] = False
     parts = kept.split([size.numel() for size in sizes.values()])
     return {name: part.view(sizes[name].shape) for name, part in zip(sizes, parts, strict=True)}
-
-
-def masks_at_threshold(
-    weights: Mapping[str, Tensor], threshold: float, scale_by: Mapping[str, float] | None = None
-) -> dict[str, Tensor]:
-    """What to keep (True) when magnitudes up to ``threshold`` times a tensor's standard deviation are left out."""
-    units = scale_by or deviations(weights)
-    return {name: weight.detach().float().abs() > threshold * units[name] for name, weight in weights.items()}
 
 
 def cubic_sparsity(update: int, start: int, end: int, final: float) -> float:

@@ -25,11 +25,14 @@ class Pruning:
         method: sensitivity or global.
         sparsity: the part of all prunable weights that is left out.
         embeddings: prune embeddings and output matrix, too, as far as they are quantized.
+        factors: of the thresholds of tensors by patterns of their names, such as {"*.out_proj.weight": 0.8}; of
+            sensitivity alone.
     """
 
     method: str = "sensitivity"
     sparsity: float = 0.5
     embeddings: bool = False
+    factors: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,12 @@ def _check(recipe: Recipe, where: str) -> None:
         if recipe.prune.method not in PRUNING_METHODS:
             known = ", ".join(PRUNING_METHODS)
             raise ConfigError(f"{where}: unknown prune.method '{recipe.prune.method}'. Known: {known}")
+        factors: Any = recipe.prune.factors
+        if not isinstance(factors, dict) or not all(
+            isinstance(name, str) and isinstance(number, (int, float)) and number > 0
+            for name, number in factors.items()
+        ):
+            raise ConfigError(f"{where}: prune.factors is {factors!r}, and names with numbers above 0 are needed")
         if not 0 <= recipe.prune.sparsity < 1:
             raise ConfigError(f"{where}: prune.sparsity is {recipe.prune.sparsity}, and 0 to below 1 is possible")
     if recipe.rest not in _KEEP:

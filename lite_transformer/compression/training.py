@@ -166,7 +166,7 @@ class Compressor:
         regular = update % self.plan.prune_interval == 0 or update >= self.plan.prune_until
         if due > self._sparsity and regular and self.recipe.prune:
             pruned = {name: weights[name] for name in weights if name in chosen.pruned}
-            self._units = self._units or pruning.deviations(pruned)
+            self._units = self._units or pruning.units(pruned, self.recipe.prune.factors)
             self._masks = pruning.masks(pruned, due, self.recipe.prune.method, self._units)
             self._sparsity = due
             _multiply(weights, self._masks)
@@ -208,7 +208,7 @@ class Compressor:
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on: masks, levels, deviations of the dense weights; tensors on the CPU."""
+        """What a checkpoint needs to go on: masks, levels, what magnitudes are measured in; tensors on the CPU."""
         return {
             "recipe": self.recipe.to_json(),
             "masks": {name: mask.cpu() for name, mask in self._masks.items()},

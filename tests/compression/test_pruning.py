@@ -34,20 +34,30 @@ def test_sensitivity_treats_tensors_by_their_deviation_and_global_does_not():
     assert together["small"].float().mean() < 0.03 and together["large"].float().mean() > 0.97
 
 
-def test_threshold_in_deviations_is_the_same_as_its_sparsity():
-    masks = pruning.masks_at_threshold(weights(), 0.7)
-    wanted = 1 - sum(int(mask.sum()) for mask in masks.values()) / 4000
-    assert 0.48 < wanted < 0.56  # a Gaussian has 51.6 % within 0.7 deviations
-    again = pruning.masks(weights(), wanted)
-    assert all(torch.equal(masks[name], again[name]) for name in masks)
+def test_thresholds_are_one_multiple_of_the_deviations():
+    found = pruning.masks(weights(), 0.516)
+    thresholds = []
+    for name, weight in weights().items():
+        assert float(weight.std(unbiased=False)) == pytest.approx(pruning.units(weights())[name])
+        thresholds.append(float(weight.abs()[~found[name]].max() / weight.std(unbiased=False)))
+    assert thresholds == pytest.approx([0.7, 0.7], abs=0.03)  # a Gaussian has 51.6 % within 0.7 deviations
+
+
+def test_factors_spare_tensors():
+    unit = pruning.units(weights(), {"sm*": 0.5, "small": 9.0})
+    assert (
+        unit["small"] == 0.5 * pruning.units(weights())["small"] and unit["large"] == pruning.units(weights())["large"]
+    )
+    found = pruning.masks(weights(), 0.5, measured_in=unit)
+    assert found["small"].float().mean() > 0.6 > 0.4 > found["large"].float().mean()
 
 
 def test_deviations_of_the_dense_weights_can_be_kept():
-    units = pruning.deviations(weights())
+    units = pruning.units(weights())
     assert units["large"] == pytest.approx(1, abs=0.05)
     pruned = {name: weight * pruning.masks(weights(), 0.5)[name] for name, weight in weights().items()}
     pruned["small"][:25] = 0  # now its own deviation would be another
-    kept = pruning.masks(pruned, 0.8, scale_by=units)
+    kept = pruning.masks(pruned, 0.8, measured_in=units)
     other = pruning.masks(pruned, 0.8)
     assert not torch.equal(kept["small"], other["small"])
     threshold = min(float((pruned[name].abs()[mask] / units[name]).min()) for name, mask in kept.items())

@@ -37,6 +37,8 @@ MINIMAL = {"description": "mine", "core": {"method": "kmeans", "bits": 5}, "embe
         ({"core": 8}, "core is a mapping of options to values"),
         ({"prune": {"sparsity": 1}}, "prune.sparsity is 1, and 0 to below 1 is possible"),
         ({"prune": {"method": "odd"}}, r"unknown prune.method 'odd'. Known: sensitivity, global"),
+        ({"prune": {"factors": {"*": 0}}}, "prune.factors is"),
+        ({"prune": {"factors": 2}}, "prune.factors is 2"),
         ({"rest": "int4"}, r"unknown rest 'int4'. Known: float16, float32"),
         ({"min_elements": 0}, "min_elements is 0"),
     ],
@@ -89,6 +91,13 @@ def test_recipe_changes_matrices_and_leaves_the_rest():
     assert zeros == round(0.5 * elements) and elements > 4000
     dense = apply.dense(found)
     assert dense[shared[0]].data_ptr() == dense[shared[1]].data_ptr()
+
+
+def test_factors_of_a_recipe_reach_its_tensors():
+    weights = {"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 64)}
+    recipe = Recipe("x", "", Quantization("kmeans", 4), Quantization("none"), Pruning(factors={"a.*": 0.1}))
+    zeros = {name: float((item.dense() == 0).mean()) for name, item in apply.compress(weights, recipe).items()}
+    assert zeros["a.weight"] < 0.15 and zeros["b.weight"] > 0.85
 
 
 def test_equal_weights_of_the_core_are_counted_each():

@@ -1,4 +1,4 @@
-"""The fuzzer finds faults, the sizes of an untrained architecture are measured, and the records hold what they claim."""
+"""The fuzzer finds faults, sizes of an untrained architecture are measured, and the records hold what they claim."""
 
 import json
 import sys
