@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lite_transformer.errors import UnknownOperatorError
 from lite_transformer.macs.report import ENCODER_DECODER, INPUT_PROJECTION, OUTPUT, CostReport
 from lite_transformer.models.config import FlatConfig
+from lite_transformer.modules.attention import MultiheadAttention
 from lite_transformer.modules.convolution import ShortRangeConv
 
 Formula = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
@@ -187,6 +188,10 @@ def count_model(model: Any, source_length: int, target_length: int) -> CostRepor
     previous = torch.full((1, target_length), token, device=device)
     training = model.training
     model.eval()
+    # on a GPU heads are padded for its kernels: zeros that the definition does not count
+    fused = [module for module in model.modules() if isinstance(module, MultiheadAttention) and module.fuse_projections]
+    for attention in fused:
+        attention.fuse_projections = False
     try:
         if is_language_model:
             source_length = 0
@@ -196,6 +201,8 @@ def count_model(model: Any, source_length: int, target_length: int) -> CostRepor
             count = count_macs(model, source, torch.tensor([source_length], device=device), previous)
     finally:
         model.train(training)
+        for attention in fused:
+            attention.fuse_projections = True
     macs: Counter[str] = Counter()
     for path, cost in count.macs.items():
         macs[_component(model, path)] += cost

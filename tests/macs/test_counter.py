@@ -12,6 +12,7 @@ from lite_transformer.macs.closed_form import closed_form
 from lite_transformer.macs.counter import FORMULAS, FREE, build_model, count_macs, count_model
 from lite_transformer.models.lite_transformer import resolved_config
 from lite_transformer.modules import DynamicConv, LightweightConv, MultiheadAttention
+from lite_transformer.modules import attention as attention_module
 
 _KINDS = ("attention", "lightweight", "dynamic")
 
@@ -209,6 +210,14 @@ def test_product_in_an_unknown_place_is_an_error():
     model.encoder.add_module("extra", nn.Linear(128, 128))
     with pytest.raises(UnknownOperatorError, match=r"does not know what component module 'encoder\.extra'"):
         count_model(model, 3, 3)
+
+
+def test_heads_that_a_gpu_pads_are_counted_at_their_width(monkeypatch):
+    config = resolved_config("lite_transformer_iwslt_de_en", encoder_layers=1, decoder_layers=1)  # heads of 20 channels
+    model = build_model(config, 30, 30)
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: True)
+    assert count_model(model, 7, 5).macs == closed_form(config, 7, 5, 30, 30).macs
+    assert all(module.fuse_projections for module in model.modules() if isinstance(module, MultiheadAttention))
 
 
 def test_counting_leaves_the_model_as_it_was():
