@@ -72,6 +72,17 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.fixture(scope="session")
+def tiny_text_checkpoint(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """checkpoint_last.pt of a language model of 2 layers with 16 channels after 6 updates, checkpoint_best.pt beside."""
+    folder = tmp_path_factory.mktemp("tiny-text-checkpoint")
+    commands.run(
+        "lite-transformer", "train", commands.TEXT_EXPERIMENT, "--data", tiny_text, "--save-dir", folder,
+        *commands.TINY_TEXT,
+    )  # fmt: skip
+    return folder / "checkpoint_last.pt"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: with several workers none of them then waits for a slow one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

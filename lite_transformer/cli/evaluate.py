@@ -10,6 +10,11 @@ With the name of an experiment its published protocol holds: averaging, beam, le
 metrics; options change it, and what differs from it is printed. tokenized_bleu is computed on the words of the
 binarized test set, the protocol of the paper. Where `prepare` made the folder, sacrebleu and chrf are computed as well,
 on detokenized text against the raw reference; for summaries --metric rouge. Two systems: lite-transformer compare.
+
+Of a language model the perplexity is computed, of every token of the split, in windows that keep --context-window
+tokens of context; of subwords also per word, renormalised:
+
+  lite-transformer evaluate wikitext103_lite_896 --checkpoint runs/NAME --data DIR/bin
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from data_prep.corpora import CORPORA
 from data_prep.io import read_json, read_lines, sha256, write_lines
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline, join_bpe, join_sentencepiece
+from lite_transformer.cli import language_model
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, ScoringError
 from lite_transformer.released.folder import check_dictionaries, check_folder, find_model
 from lite_transformer.results import data_hashes, settings_hash
@@ -52,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="an experiment of configs/, or a protocol: "
-        f"{', '.join(PROTOCOLS)}",
+        f"{', '.join(PROTOCOLS)}; wikitext103, wikitext2, linux_docs",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", type=Path, nargs="+", metavar="PT",
@@ -87,8 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confidence", action="store_true", help="95 %% intervals by sacreBLEU's bootstrap: 1000 resamples, its seed"
     )
+    language_model.add_arguments(parser)
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    parser.add_argument("--fp16", action="store_true", help="search in half precision")
+    parser.add_argument("--fp16", action="store_true", help="compute in half precision")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the translations, detokenized if possible")
     record = parser.add_argument_group("run record")
@@ -108,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
     if args.model is not None:
         _take_released(args)
+    if language_model.is_meant(args):
+        return language_model.run(args)
+    language_model.refuse(args)
     protocol = _protocol(args)
     search = _search(args, protocol)
     if args.confidence:
@@ -146,7 +156,9 @@ def run(args: argparse.Namespace) -> int:
         "scores": [score.to_json() for score in scores],
     }
     if args.record is not None:
-        _record(args, loaded, checkpoints, scores, how)
+        prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
+        task = "-".join([str(prepared.get("corpus", args.data.parent.name)), *loaded.languages])
+        write_run_record(args, loaded, checkpoints, scores, how, task)
         result["record"] = str(args.record)
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _text(result, scores, args.output))
     return 0
@@ -358,7 +370,10 @@ def _raw_reference(args: argparse.Namespace, language: str) -> Path | None:
 # --- the record ----------------------------------------------------------------------------------------------------
 
 
-def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], scores: list[Score], how: str) -> None:
+def write_run_record(
+    args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], scores: list[Score], how: str, task: str
+) -> None:
+    """Writes, or adds to, --record; ``task`` is the record's task unless --task is given."""
     from omegaconf import OmegaConf
 
     from lite_transformer import results
@@ -375,13 +390,12 @@ def _record(args: argparse.Namespace, loaded: Loaded, checkpoints: list[Path], s
     config_file = args.config or _experiment_file(training)
     if config_file is not None and not config_file.is_file():
         raise DataError(f"--config {config_file}: no such file")
-    prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
     trained_by = [args.train_command] if args.train_command else [item["command"] for item in training.get("runs", [])]
     model = loaded.models[0].float()
     report = count_model(model, *args.macs_lengths)
     arch = str(config["model"].get("_name") or config["model"].get("arch") or type(model).__name__)
     record = results.RunRecord(
-        task=args.task or "-".join([str(prepared.get("corpus", args.data.parent.name)), *loaded.languages]),
+        task=args.task or task,
         row=args.row or arch,
         kind="measured",
         arch=arch,

@@ -102,26 +102,19 @@ def test_two_models_of_a_budget_cost_the_same_and_learn_by_one_recipe(size: str)
 
 KINDS = ("lite", "transformer")
 
-TINY = [
-    "--cpu", "model.decoder_embed_dim=16", "model.decoder_layers=2", "model.adaptive_input_cutoff=[6]",
-    "model.adaptive_softmax_cutoff=[6]", "model.dropout=0", "task.tokens_per_sample=16", "dataset.max_tokens=64",
-    "dataset.num_workers=0", "optimization.max_update=6", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=2",
-    "lr_scheduler.lr_period_updates=4", "optimization.update_freq=[2]",
-]  # fmt: skip
+TINY = commands.TINY_TEXT
 
 
-def test_an_experiment_trains_and_goes_on(tiny_text: Path, tmp_path: Path):
-    commands.run(
-        "lite-transformer", "train", "linux_docs_lite_small", "--data", tiny_text, "--save-dir", tmp_path, *TINY,
-        "optimization.max_update=2",
-    )  # fmt: skip
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(tiny_text: Path, tiny_text_checkpoint: Path, tmp_path: Path):
+    shutil.copytree(tiny_text_checkpoint.parent, tmp_path / "run")
     out = commands.run(
-        "lite-transformer", "train", "linux_docs_lite_small", "--data", tiny_text, "--save-dir", tmp_path, *TINY,
-        "--processes", "2",
+        "lite-transformer", "train", commands.TEXT_EXPERIMENT, "--data", tiny_text, "--save-dir", tmp_path / "run",
+        *TINY, "optimization.max_update=8", "--processes", "2",
     )  # fmt: skip
-    assert "@ 6 updates" in out
-    assert f"Next: lite-transformer evaluate --checkpoint {tmp_path / 'checkpoint_best.pt'}" in out
-    record = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    assert "@ 6 updates" in out and "@ 8 updates" in out
+    assert f"Next: lite-transformer evaluate --checkpoint {tmp_path / 'run' / 'checkpoint_best.pt'}" in out
+    record = json.loads((tmp_path / "run" / "train.json").read_text(encoding="utf-8"))
     assert [run["processes"] for run in record["runs"]] == [1, 2]
 
 
