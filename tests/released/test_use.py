@@ -54,6 +54,23 @@ def test_the_search_is_the_card_s_unless_given(here, monkeypatch, capsys):
     assert [arguments[2:4] for arguments in seen] == [(2, 1.0), (7, 1.0), (2, 0.0)]
 
 
+def test_text_is_utf8_whatever_the_locale(here, monkeypatch):
+    monkeypatch.setattr(translate, "Translator", Echo)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("über ≤\n".encode()), encoding="latin-1"))
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="latin-1"))
+    assert main(["translate", "--model", "tiny_de_en"]) == 0
+    sys.stdout.flush()
+    assert output.getvalue().decode() == "ÜBER ≤\n"
+
+
+def test_no_input_at_all(here, monkeypatch, capsys):
+    monkeypatch.setattr(translate, "Translator", Echo)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["translate", "--model", "tiny_de_en"]) == 2
+    assert "standard input is closed. Give text in a pipe, or by --input FILE." in capsys.readouterr().err
+
+
 def test_the_list(trained, here, other_record, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["translate", "--list"]) == 0
@@ -173,6 +190,7 @@ def take_terminal(descriptor):
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.timeout(120)
 def test_a_conversation_survives_every_line(released):
     steps = [
         (b"de> ", b"eins\r"),
@@ -194,6 +212,7 @@ def test_a_conversation_survives_every_line(released):
     assert "de> zwölf\nen> ZWÖLF\nde> " in shown
 
 
+@pytest.mark.timeout(120)
 def test_translations_alone_go_to_a_file(released, tmp_path):
     steps = [(b"de> ", b"eins\n"), (b"de> ", b"caf\xff\n"), (b"de> ", "zwölf\n".encode()), (b"de> ", b"\x04")]
     with (tmp_path / "out").open("wb") as file:
