@@ -74,7 +74,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_text_checkpoint(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """checkpoint_last.pt of a language model of 2 layers with 16 channels after 6 updates, checkpoint_best.pt beside."""
+    """checkpoint_last.pt of a language model with 2 layers of 16 channels after 4 updates, and checkpoint_best.pt."""
     folder = tmp_path_factory.mktemp("tiny-text-checkpoint")
     commands.run(
         "lite-transformer", "train", commands.TEXT_EXPERIMENT, "--data", tiny_text, "--save-dir", folder,

@@ -38,8 +38,8 @@ TEXT_EXPERIMENT = "linux_docs_lite_small"
 TINY_TEXT = [
     "--cpu", "model.decoder_embed_dim=16", "model.decoder_layers=2", "model.adaptive_input_cutoff=[6]",
     "model.adaptive_softmax_cutoff=[6]", "model.dropout=0", "task.tokens_per_sample=16", "dataset.max_tokens=64",
-    "dataset.num_workers=0", "optimization.max_update=6", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=2",
-    "lr_scheduler.lr_period_updates=4", "optimization.update_freq=[2]",
+    "dataset.num_workers=0", "optimization.max_update=4", "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=2",
+    "lr_scheduler.lr_period_updates=2", "optimization.update_freq=[2]",
 ]  # fmt: skip
 
 
