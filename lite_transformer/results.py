@@ -1,6 +1,7 @@
 """Records of runs, and the tables and plots that are made from them; no number of a table is typed by hand.
 
-``results/runs/*.json`` holds a `RunRecord` a run, ``results/literature.json`` what papers claim. A task's table has a
+``results/runs/*.json`` holds a `RunRecord` a run, ``results/comparisons/*.json`` a `ComparisonRecord` a paired
+significance test, ``results/literature.json`` what papers claim. A task's table has a
 row for every label; figures of the literature stand in columns of their own, and a column holds scores of one protocol
 only.
 """
@@ -25,6 +26,7 @@ from lite_transformer import speed
 from lite_transformer.errors import DataError
 
 RUNS = "runs"
+COMPARISONS = "comparisons"
 LITERATURE = "literature.json"
 TABLES = "tables.md"
 PLOTS = "plots"
@@ -98,6 +100,46 @@ class RunRecord:
     params_total: int
     updates: int
     wall_time_seconds: float
+    date: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One system against the baseline by one metric: the paired test of `lite-transformer compare`.
+
+    ``half_width``: of the 95 % interval around ``value``. ``p_value``: how likely a difference at least as large is if
+    the two are equally good.
+    """
+
+    system: str
+    metric: str
+    baseline_value: float
+    value: float
+    half_width: float
+    p_value: float
+    signature: str
+    test: str
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """A paired test of systems on one test set.
+
+    Attributes:
+        task: of the records that it belongs to. split: which part of the data.
+        baseline: label of the system that the others are compared with.
+        hypotheses: SHA-256 of each file, by label. reference: SHA-256 of the reference.
+        command: what was typed. date: ISO 8601.
+    """
+
+    task: str
+    split: str
+    baseline: str
+    differences: list[Difference]
+    lines: int
+    hypotheses: dict[str, str]
+    reference: str
+    command: str
     date: str
 
 
@@ -187,6 +229,12 @@ def write_record(path: Path, record: RunRecord) -> RunRecord:
 def read_records(folder: Path) -> dict[Path, RunRecord]:
     """All records of a results folder, by file."""
     return {path: read_record(path) for path in sorted((folder / RUNS).glob("*.json"))}
+
+
+def read_comparisons(folder: Path) -> list[ComparisonRecord]:
+    """All comparisons of a results folder, in the order of their files' names."""
+    paths = sorted((folder / COMPARISONS).glob("*.json"))
+    return [parse_dataclass(ComparisonRecord, read_json(path), str(path)) for path in paths]
 
 
 def read_literature(folder: Path) -> list[LiteratureFigure]:
@@ -288,11 +336,30 @@ def render_tables(folder: Path) -> str:
     """The text of tables.md for a results folder: tasks of which something was measured."""
     tasks = rows_by_task(read_records(folder), read_literature(folder))
     measured = {task: rows for task, rows in tasks.items() if any(row.runs for row in rows)}
+    comparisons = read_comparisons(folder)
     parts = [_HEADER]
-    parts += [_render_task(task, rows, folder) for task, rows in measured.items()]
+    for task, rows in measured.items():
+        parts.append(_render_task(task, rows, folder))
+        if tested := [record for record in comparisons if record.task == task]:
+            parts.append(render_comparisons(tested))
     if not measured:
         parts.append("No records yet.\n")
     return "\n".join(parts)
+
+
+def render_comparisons(records: Sequence[ComparisonRecord]) -> str:
+    """A table of paired significance tests, a line for each system and metric."""
+    head = ["system", "against", "split", "metric", "95 % interval", "against's", "difference", "p"]
+    lines = [markdown_row(head), markdown_row(["---"] * 4 + ["---:"] * 4)]
+    tests: dict[str, None] = {}
+    for record in records:
+        for item in record.differences:
+            cells = [item.system, record.baseline, record.split, item.metric]
+            cells += [f"{item.value:.2f} ± {item.half_width:.2f}", f"{item.baseline_value:.2f}"]
+            cells += [f"{item.value - item.baseline_value:+.2f}", f"{item.p_value:.3f}"]
+            lines.append(markdown_row(cells))
+            tests[item.test] = None
+    return "\n".join([f"Significance: {'; '.join(tests)}.", "", *lines]) + "\n"
 
 
 def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:

@@ -3,6 +3,9 @@
   lite-transformer compare transformer.txt lite.txt --reference data/mine/raw/test.en
   lite-transformer compare old.txt new.txt --reference test.summary --metric rouge1 rouge2 rougeL --test randomization
 
+  lite-transformer compare A.txt B.txt --reference REF --record results/comparisons/NAME.json \\
+    --task iwslt14_de_en-de-en --labels 'Transformer 63M, seed 1' 'Lite Transformer 160, seed 1'
+
 The files hold one hypothesis a line, as `lite-transformer evaluate --output FILE` writes them, and detokenized text is
 compared with the raw reference; only tokenized_bleu wants all files tokenized. Resampling is sacreBLEU's with its seed.
 """
@@ -10,13 +13,16 @@ compared with the raw reference; only tokenized_bleu wants all files tokenized. 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.io import read_lines
+from data_prep.io import read_json, read_lines, sha256, write_json
 from lite_transformer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lowercase", action="store_true", help="ignore case, for models of lower-cased data")
     parser.add_argument("--compound-split", action="store_true", help="tokenized_bleu: split hyphenated words first")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    record = parser.add_argument_group("record")
+    record.add_argument(
+        "--record", type=Path, metavar="FILE", help="write results/comparisons/NAME.json, which `results` renders"
+    )
+    record.add_argument("--task", metavar="NAME", help="of the records that the systems have, as in results/tables.md")
+    record.add_argument("--split", default="test", metavar="NAME", help="part of the data (default test)")
+    record.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call A, B, ... (default: their files)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,14 +68,23 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--metric {metric}: unknown. Known: {', '.join(significance.METRICS)}")
     if args.trials is not None and args.trials < 1:
         raise ConfigError(f"--trials {args.trials}: at least 1 is needed")
+    files = [args.baseline, *args.systems]
+    labels = args.labels or [str(path) for path in files]
+    distinct = len(set(labels)) == len(labels) or not (args.labels or args.record)
+    if len(labels) != len(files) or not distinct:
+        raise ConfigError(f"--labels: {len(files)} different names are needed, one for each file, A first")
+    if args.record is not None and not args.task:
+        raise ConfigError("--record needs --task NAME, one of results/tables.md")
     references = _read(args.reference)
-    systems = [(str(path), _read(path)) for path in (args.baseline, *args.systems)]
+    systems = list(zip(labels, map(_read, files), strict=True))
     found = [
         significance.compare(
             metric, systems, references, args.test, args.trials or 0, args.lowercase, args.compound_split
         )
         for metric in dict.fromkeys(args.metric)
     ]
+    if args.record is not None:
+        _write(args, dict(zip(labels, files, strict=True)), found, len(references))
     if args.json:
         result = {
             "reference": str(args.reference),
@@ -73,6 +95,41 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{len(references)} lines of {args.reference}\n" + "".join(map(_text, found)))
     return 0
+
+
+def _write(args: argparse.Namespace, files: dict[str, Path], found: list[Comparison], lines: int) -> None:
+    """The record of what was compared. Raises: DataError if the file holds something else."""
+    from lite_transformer import results
+
+    if args.record.exists():
+        results.parse_dataclass(results.ComparisonRecord, read_json(args.record), str(args.record))
+    differences = []
+    for item in found:
+        kind = "resamples" if item.test == "bootstrap" else "shufflings"
+        test = f"paired {item.test}, {item.trials:,} {kind}, seed {item.seed}"
+        first = item.systems[0]
+        for system in item.systems[1:]:
+            interval = system.score.interval
+            assert interval is not None and system.p_value is not None
+            differences.append(
+                results.Difference(
+                    system.name, item.metric, first.score.value, system.score.value, interval.half_width,
+                    system.p_value, item.signature, test,
+                )
+            )  # fmt: skip
+    record = results.ComparisonRecord(
+        task=args.task,
+        split=args.split,
+        baseline=next(iter(files)),
+        differences=differences,
+        lines=lines,
+        hypotheses={label: sha256(path) for label, path in files.items()},
+        reference=sha256(args.reference),
+        command=shlex.join(["lite-transformer", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    args.record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.record, dataclasses.asdict(record))
 
 
 def _read(path: Path) -> list[str]:

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from data_prep.io import sha256
+from lite_transformer import results
 from lite_transformer.cli.main import main
 from lite_transformer.scoring import significance
 
@@ -86,3 +88,47 @@ def test_bad_input_is_one_line_and_exit_code_2(files, capsys):
         code, out, err = compare(capsys, *words)
         assert (code, out) == (2, ""), words
         assert message in err and err.count("\n") == 1, err
+
+
+def test_a_record_is_rendered_beside_its_task(files, capsys, tmp_path):
+    folder, texts = files
+    record = tmp_path / "results" / "comparisons" / "x.json"
+    words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--trials", 100, "--record", record]
+    code, _, _ = compare(capsys, *words, "--task", "letters", "--labels", "worse", "better", "--metric", "chrf")
+    assert code == 0
+    (found,) = results.read_comparisons(tmp_path / "results")
+    systems = [("worse", texts["bad"]), ("better", texts["good"])]
+    expected = significance.compare("chrf", systems, texts["ref"], trials=100).systems[1]
+    assert (found.task, found.baseline, found.split, found.lines) == ("letters", "worse", "test", 40)
+    assert found.hypotheses == {"worse": sha256(folder / "bad"), "better": sha256(folder / "good")}
+    (line,) = [line for line in results.render_comparisons([found]).splitlines() if line.startswith("| better")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    half = expected.score.interval.half_width
+    first = significance.score("chrf", texts["bad"], texts["ref"]).value
+    assert cells == [
+        "better", "worse", "test", "chrf", f"{expected.score.value:.2f} ± {half:.2f}", f"{first:.2f}",
+        f"{expected.score.value - first:+.2f}", f"{expected.p_value:.3f}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--record", "x.json"], "--record needs --task NAME"),
+        (["--labels", "one"], "--labels: 2 different names are needed"),
+        (["--labels", "one", "one"], "--labels: 2 different names are needed"),
+    ],
+)
+def test_records_say_what_was_compared(files, capsys, words, text):
+    folder, _ = files
+    code, _, err = compare(capsys, folder / "bad", folder / "good", "--reference", folder / "ref", *words)
+    assert code == 2 and text in err
+
+
+def test_a_record_of_something_else_is_kept(files, capsys, tmp_path):
+    folder, _ = files
+    other = tmp_path / "other.json"
+    other.write_text('{"task": "x"}')
+    words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--record", other, "--task", "letters"]
+    code, _, err = compare(capsys, *words)
+    assert code == 2 and "other.json: missing key" in err and other.read_text() == '{"task": "x"}'
