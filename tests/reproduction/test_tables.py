@@ -78,7 +78,7 @@ def test_figures_that_nobody_could_check_are_marked():
 
 def test_a_new_experiment_of_a_small_corpus_is_a_row_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "configs").mkdir()
-    for name in ("libreoffice_help_de_en_lite_7m", "libreoffice_help_de", "libreoffice_help_en_de_x"):
+    for name in ("libreoffice_help_de_en_lite_7m", "libreoffice_help_de_enough", "libreoffice_help_en_de_x"):
         (tmp_path / "configs" / f"{name}.yaml").write_text("", encoding="utf-8")
     before = TABLES["libreoffice_de_en"].rows
     monkeypatch.chdir(tmp_path)
