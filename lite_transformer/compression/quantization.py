@@ -128,7 +128,6 @@ def _nearest(flat: Tensor, levels: Tensor, keep_zeros: bool) -> Tensor:
         # a small weight next to the level 0 goes to the nearest level on its side of it
         codes = torch.where((codes == zero) & (flat < 0), max(zero - 1, 0), codes)
         codes = torch.where((codes == zero) & (flat > 0), min(zero + 1, levels.numel() - 1), codes)
-        codes = torch.where(flat == 0, zero, codes)
     return codes.to(torch.uint8)
 
 

@@ -139,6 +139,11 @@ def test_gaps_that_reach_beyond_the_tensor_are_refused(gaps, elements):
         codes_of("gaps", iter([np.array(gaps, np.uint8), values]), elements, zero=0)
 
 
+def test_mask_longer_than_its_tensor_is_refused():
+    with pytest.raises(CheckpointError, match="a mask is longer than its tensor"):
+        codes_of("mask", iter([np.array([0b10000001], np.uint8), np.zeros(2, np.uint8)]), 5, zero=0)
+
+
 def test_whole_model_comes_back():
     model = small_model()
     file = packed.pack(model)
