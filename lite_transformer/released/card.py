@@ -46,7 +46,7 @@ class Training:
 
     Attributes:
         commands: what was typed, in order: training, evaluation, release.
-        averaged: how many checkpoints the weights are the mean of.
+        averaged: how many files the weights are the mean of; one that was given may be an average already.
         commit, dirty: of the code that trained; whether files differed from it.
         config: the experiment file; '' if not known. versions: of the libraries.
     """
@@ -186,13 +186,12 @@ def render_page(card: Card) -> str:
     cost, data, training = card.cost, card.data, card.training
     translate = f"lite-transformer translate --model {card.name}"
     commit = training.commit + (" with changes" if training.dirty else "")
-    weights = f"the mean of {training.averaged} checkpoints" if training.averaged > 1 else "one checkpoint"
     made = [
         ("commit of the training", f"`{commit}`"),
         ("experiment", f"`{training.config}`" if training.config else "not recorded"),
         ("seed", str(training.seed)),
         ("updates", f"{training.updates:,}"),
-        ("weights", f"{weights}, as fp16, without optimizer state"),
+        ("weights", f"{_origin(card)}, as fp16, without optimizer state"),
         ("device", training.device or "not recorded"),
         ("versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())),
     ]
@@ -233,6 +232,14 @@ def render_page(card: Card) -> str:
         ),
     ]
     return "\n\n".join(part for part in text if part) + "\n"
+
+
+def _origin(card: Card) -> str:
+    """What the weights are, in words; one file may be an average already, and the scores say so."""
+    if card.training.averaged > 1:
+        return f"the mean of {card.training.averaged} checkpoints"
+    found = {score.decoding.rpartition(", ")[2] for score in card.scores}
+    return f"one file, {found.pop()}" if len(found) == 1 else "one checkpoint"
 
 
 def _scores(card: Card) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -99,6 +100,9 @@ def test_records_give_scores_and_history(trained, record, other_record, tmp_path
     assert (card.training.commit, card.training.updates, card.training.device) == ("b" * 40, 9, "a device")
     assert card.limits[-1] == "Digits only." and len(card.limits) > 3
     page = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| weights | the mean of 2 checkpoints, as fp16" in page
+    card = dataclasses.replace(card, training=dataclasses.replace(card.training, averaged=1))
+    assert "| weights | one file, lenpen 1, as fp16" in render_page(card), "the end of what the scores say"
     assert "| test | chrf | 52.25 | beam 5, lenpen 1 | `nrefs:1\\|b` |" in page and "`two.json`" in page
 
 
