@@ -15,9 +15,10 @@ from data_prep.io import read_json
 from data_prep.pipeline import RECORD_FILE
 from lite_transformer.errors import CheckpointError, ConfigError
 from lite_transformer.scoring.protocols import PROTOCOLS
+from lite_transformer.scoring.text_protocols import TextProtocol, find_text_protocol, usual_protocol
 
 if TYPE_CHECKING:
-    from lite_transformer.scoring.perplexity import Perplexity, Text, TextProtocol
+    from lite_transformer.scoring.perplexity import Perplexity, Text
 
 # options of evaluate that mean nothing for a text: beam search and scores of translations
 _OF_TRANSLATION = (
@@ -39,7 +40,7 @@ def is_meant(args: argparse.Namespace) -> bool:
     """Whether this evaluation is of a language model: by its experiment's name, or by its checkpoint."""
     from lite_transformer.scoring import perplexity
 
-    if args.experiment is not None and perplexity.find_text_protocol(Path(args.experiment).stem) is not None:
+    if args.experiment is not None and find_text_protocol(Path(args.experiment).stem) is not None:
         return True
     if args.checkpoint is None or args.experiment in PROTOCOLS:
         return False
@@ -62,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from lite_transformer.scoring import decoding, perplexity
 
     _refuse(args)
-    named = perplexity.find_text_protocol(Path(args.experiment).stem) if args.experiment else None
+    named = find_text_protocol(Path(args.experiment).stem) if args.experiment else None
     checkpoint, how = _checkpoint(args)
     perplexity.check_data(args.data, args.split)
     loaded = decoding.load([checkpoint], args.data, args.cpu, args.fp16)
     prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}
-    protocol = _protocol(args, named or perplexity.usual_protocol(int(loaded.models[0].max_positions())))
+    protocol = _protocol(args, named or usual_protocol(int(loaded.models[0].max_positions())))
     subword = args.subwords or _subword(prepared)
     started = time.monotonic()
     found, text = perplexity.score_split(loaded, args.data, args.split, protocol, subword, args.max_tokens)

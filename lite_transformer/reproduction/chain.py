@@ -30,7 +30,8 @@ from data_prep.io import read_json, write_json
 from lite_transformer import results, training
 from lite_transformer.errors import ConfigError, DataError, LiteTransformerError
 from lite_transformer.reproduction.tables import Table, TableRow
-from lite_transformer.scoring.protocols import averaging
+from lite_transformer.scoring.protocols import Protocol, averaging
+from lite_transformer.scoring.text_protocols import TextProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,16 @@ SMOKE_EPOCHS = 2
 SMOKE_DIVISOR = 8  # of channels
 SMOKE_LAYERS = 2
 SMOKE_SETTINGS = (f"optimization.max_epoch={SMOKE_EPOCHS}", "optimization.update_freq=[1]", "dataset.num_workers=0")
+# Of a language model: short blocks, and bands that a slice's few words fill.
+SMOKE_WINDOW = (64, 48)
+SMOKE_TEXT = (
+    "model.decoder_embed_dim=32",
+    "model.decoder_ffn_embed_dim=32",
+    "model.adaptive_input_cutoff=[100,200]",
+    "model.adaptive_softmax_cutoff=[100,200]",
+    f"task.tokens_per_sample={SMOKE_WINDOW[0]}",
+    "dataset.max_tokens=512",
+)
 STATE_FILE = "reproduce.json"
 _LOCK_SECONDS = 10.0
 
@@ -84,9 +95,20 @@ class Plan:
         return min(count, SMOKE_EPOCHS) if count and self.smoke else count
 
     @property
+    def protocol(self) -> Protocol | TextProtocol:
+        """The table's; a smoke run of a language model has shorter windows."""
+        protocol = self.table.protocol
+        if self.smoke and isinstance(protocol, TextProtocol):
+            tokens, context = SMOKE_WINDOW
+            return dataclasses.replace(protocol, tokens_per_sample=tokens, context_window=context)
+        return protocol
+
+    @property
     def decoding(self) -> str:
         """What evaluate writes into a score's ``decoding``."""
-        return f"{self.table.protocol.search}, {averaging(self.average_last)}"
+        if isinstance(self.protocol, TextProtocol):
+            return averaging(self.average_last)
+        return f"{self.protocol.search}, {averaging(self.average_last)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +172,13 @@ def smoke_overrides(row: TableRow) -> tuple[str, ...]:
             # a multiple of 8: two branches of four heads
             changes.append(f"model.{name}={8 * math.ceil(model[name] / SMOKE_DIVISOR / 8)}")
     for side in ("encoder", "decoder"):
+        if f"{side}_layers" not in model:
+            continue
         changes.append(f"model.{side}_layers={min(model[f'{side}_layers'], SMOKE_LAYERS)}")
         if model.get(f"{side}_kernel_sizes"):
             changes.append(f"model.{side}_kernel_sizes={list(model[f'{side}_kernel_sizes'])[:SMOKE_LAYERS]}")
+    if "tokens_per_sample" in model:
+        changes += SMOKE_TEXT
     return tuple(text.replace(" ", "") for text in changes)
 
 
@@ -175,10 +201,11 @@ def changes_of(plan: Plan) -> list[str]:
     """In what the runs differ from the experiments, a sentence each, for the head of the table."""
     changes = ["**Not the published experiments.**"] if is_changed(plan) else []
     if plan.smoke:
+        units = "lines" if plan.table.is_of_language_models else "pairs"
         average = f", the last {plan.average_last} are averaged" if plan.average_last else ""
         changes.append(
-            f"The first {plan.table.smoke_pairs} pairs of each split; of every architecture an eighth of its channels "
-            f"and {SMOKE_LAYERS} layers a side; {SMOKE_EPOCHS} epochs{average}: the scores mean nothing."
+            f"The first {plan.table.smoke_pairs} {units} of each split; of every architecture an eighth of its "
+            f"channels and {SMOKE_LAYERS} layers a side; {SMOKE_EPOCHS} epochs{average}: the scores mean nothing."
         )
     if plan.overrides:
         changes.append(f"Every training with `{shlex.join(plan.overrides)}`.")
@@ -242,7 +269,8 @@ def _clock(started: float) -> str:
 def _prepare(plan: Plan, lock: int) -> None:
     """Makes DATA whole; what an earlier run did is kept. Raises: DataError."""
     table = plan.table
-    words = ["prepare", table.corpus, "--pair", "-".join(table.pair), "--dest", str(plan.data)]
+    words = ["prepare", table.corpus, *(["--pair", "-".join(table.pair)] if table.pair else [])]
+    words += ["--dest", str(plan.data)]
     words += ["--source", str(plan.source)] if plan.source else []
     if plan.smoke:
         words += ["--limit", str(table.smoke_pairs)]
@@ -298,7 +326,12 @@ def _measure(plan: Plan, run: Run, label: str, folder: Path, data: Mapping[str, 
     words += ["--average-last", str(plan.average_last)] if plan.smoke and plan.average_last else []
     words += ["--macs-lengths", *map(str, plan.table.macs_lengths), *(["--cpu"] if plan.cpu else [])]
     words += ["--commit", plan.commit] if plan.commit else []
-    words += ["--output", str(run.save_dir / "test.txt"), "--record", str(record)]
+    if plan.table.is_of_language_models:
+        tokens, context = map(str, SMOKE_WINDOW)
+        words += ["--tokens-per-sample", tokens, "--context-window", context] if plan.smoke else []
+    else:
+        words += ["--output", str(run.save_dir / "test.txt")]
+    words += ["--record", str(record)]
     _step(plan, [*words, "--task", plan.task, "--row", label], run.log, lock)
     return record
 

@@ -65,10 +65,12 @@ def render_table(plan: Plan, outcomes: Sequence[Outcome], figures: Figures, chan
 
 
 def _notes(plan: Plan, figures: Figures) -> list[str]:
-    table, protocol = plan.table, plan.table.protocol
+    table, protocol = plan.table, plan.protocol
     lengths = "{} source and {} target tokens".format(*table.macs_lengths)
+    lengths = f"{table.macs_lengths[1]} tokens" if table.is_of_language_models else lengths
+    how = f"{plan.decoding}, {protocol}" if table.is_of_language_models else plan.decoding
     notes = [
-        f"*measured*: mean over seeds (lowest to highest), test; {plan.decoding}"
+        f"*measured*: mean over seeds (lowest to highest), test; {how}"
         f"{', compound split' if protocol.compound_split else ''}; Mult-Adds counted at {lengths}. Protocol: "
         f"{protocol.source}{f' ({protocol.remark})' if protocol.remark else ''}."
     ]

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.scoring.protocols import PROTOCOLS, Protocol
+from lite_transformer.scoring.text_protocols import TEXT_PROTOCOLS, TextProtocol
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -46,8 +47,8 @@ class Table:
     """What a table compares.
 
     Attributes:
-        corpus, pair: what `lite-transformer prepare` is told.
-        languages: source and target of every row, in either order of ``pair``.
+        corpus, pair: what `lite-transformer prepare` is told; a corpus of one language has no pair.
+        languages: source and target of every row, in either order of ``pair``; none of a language model.
         published: how the figures of others are called: those of the paper, or other literature.
         paper_rows: its rows; or, if there are none, ``prefix``: of every experiment whose name begins with it.
         macs_lengths: source and target length of the pass that is counted.
@@ -57,8 +58,8 @@ class Table:
     name: str
     title: str
     corpus: str
-    pair: tuple[str, str]
-    languages: tuple[str, str]
+    pair: tuple[str, ...]
+    languages: tuple[str, ...]
     published: str = "literature"
     paper_rows: tuple[TableRow, ...] = ()
     prefix: str = ""
@@ -72,17 +73,25 @@ class Table:
         return "-".join([self.corpus, *self.languages])
 
     @property
-    def protocol(self) -> Protocol:
-        return PROTOCOLS[self.corpus]
+    def is_of_language_models(self) -> bool:
+        return not self.pair
+
+    @property
+    def protocol(self) -> Protocol | TextProtocol:
+        return TEXT_PROTOCOLS[self.corpus] if self.is_of_language_models else PROTOCOLS[self.corpus]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The scores that are published, the one that is plotted last."""
+        if self.protocol.metric == "perplexity":
+            return ("perplexity",)
         return ("rouge1", "rouge2", "rougeL") if self.protocol.metric == "rouge" else ("tokenized_bleu",)
 
     @property
     def other_metrics(self) -> tuple[str, ...]:
         """Scores that are only measured."""
+        if self.protocol.metric == "perplexity":
+            return ()
         return ("rougeLsum",) if self.protocol.metric == "rouge" else ("sacrebleu",)
 
     @property
@@ -91,10 +100,23 @@ class Table:
 
 
 # What records and literature call experiments whose own name would say less.
+_DYNAMIC = "5+4 layers, dynamic with gate, pre-norm"
 _LABELS = {
     "embedded_de_en": "Lite 128, 3+3 layers",
     **{f"multi30k_{pair}_transformer": "Transformer-Tiny" for pair in ("en_de", "de_en", "en_fr")},
+    **{f"multi30k_{pair}_transformer_100m": "Transformer 200, 4+4 layers" for pair in ("en_de", "en_fr")},
     **{f"multi30k_{pair}_lite": "Lite 160, 6+4 layers" for pair in ("en_de", "de_en", "en_fr")},
+    **{f"multi30k_{pair}_lite_100m": f"Lite 248, {_DYNAMIC}" for pair in ("en_de", "en_fr")},
+    **{
+        f"libreoffice_help_{pair}_{name}": label
+        for pair in ("de_en", "en_de")
+        for name, label in (
+            ("lite", f"Lite 160, {_DYNAMIC}"),
+            ("lite_100m", f"Lite 248, {_DYNAMIC}"),
+            ("transformer", "Transformer-Tiny, pre-norm"),
+            ("transformer_100m", "Transformer 200, 4+4 layers, pre-norm"),
+        )
+    },
 }
 
 
@@ -180,6 +202,24 @@ TABLES: Mapping[str, Table] = MappingProxyType(
             Table(
                 "synopses", "Debian synopses", "debian_synopses", ("description", "synopsis"),
                 ("description", "synopsis"), prefix="debian_synopses", macs_lengths=(110, 10),
+            ),
+            Table(
+                "wikitext103", "WikiText-103, language models", "wikitext103", (), (), "paper",
+                (
+                    *_paper_rows(
+                        "wikitext103",
+                        {"transformer": "256", "lite": "408"},
+                        {"transformer": "320", "lite": "512"},
+                        {"lite": "640"},
+                        {"transformer": "512", "lite": "896"},
+                    ),
+                    TableRow("transformer_768", "Transformer 768", "", "its training was never published"),
+                ),
+                macs_lengths=(0, 30), smoke_merges=0, smoke_pairs=600,
+            ),
+            Table(
+                "linux_docs", "Linux and Python documentation, language models", "linux_docs", (), (),
+                prefix="linux_docs", macs_lengths=(0, 30), smoke_merges=0, smoke_pairs=600,
             ),
             Table(
                 "embedded", "the embedded corpus, German to English", "embedded", ("de", "en"), ("de", "en"),

@@ -27,6 +27,10 @@ def test_every_experiment_is_a_row_of_one_table():
         for names in ([row.name for row in table.rows], [row.label for row in table.rows]):
             assert len(set(names)) == len(names) > 0
         assert sorted(table.languages) == sorted(table.pair)
+        if table.is_of_language_models:
+            assert _experiment(table)["task"]["_name"] == "language_modeling"
+            assert table.metrics == ("perplexity",) and table.protocol.name == table.corpus
+            continue
         assert table.languages == tuple(_experiment(table)["task"][f"{side}_lang"] for side in ("source", "target"))
 
 

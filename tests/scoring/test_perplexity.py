@@ -22,17 +22,8 @@ from hypothesis import strategies as st
 from lite_transformer.errors import ConfigError, DataError, ScoringError
 from lite_transformer.models.language_model import TransformerLanguageModel
 from lite_transformer.models.lm_config import TransformerLMConfig
-from lite_transformer.scoring import perplexity
-from lite_transformer.scoring.perplexity import (
-    TextProtocol,
-    Window,
-    count_words,
-    find_text_protocol,
-    plan_windows,
-    read_text,
-    score_split,
-    usual_protocol,
-)
+from lite_transformer.scoring.perplexity import Window, count_words, plan_windows, read_text, score_split
+from lite_transformer.scoring.text_protocols import TEXT_PROTOCOLS, TextProtocol, find_text_protocol, usual_protocol
 from tests.helpers.models import TINY_LM, tiny_language_model
 
 POSITIONS = 32
@@ -300,5 +291,5 @@ def test_protocols_by_name():
     assert published.sample_break_mode == "complete"
     assert find_text_protocol("linux_docs") is not None and find_text_protocol("iwslt14_de_en_lite_160") is None
     assert (usual_protocol(3072).context_window, usual_protocol(512).context_window) == (2560, 426)
-    for how in perplexity.TEXT_PROTOCOLS.values():
+    for how in TEXT_PROTOCOLS.values():
         how.check(how.tokens_per_sample)
