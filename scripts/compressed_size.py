@@ -148,6 +148,8 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     if args.record is not None:
         args.record.parent.mkdir(parents=True, exist_ok=True)
+        # the folder is this machine's; the record has the file's hash
+        words = [args.weights_of.name if word == str(args.weights_of) else word for word in words]
         what = {"arch": args.arch, "vocabulary": args.vocabulary, "weights": origin, "results": results}
         write_json(args.record, provenance("compressed_size.py", words, "cpu", args.commit) | what)
     return 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lite_transformer.cli.main import main
-from lite_transformer.compression import apply
+from lite_transformer.compression import apply, pruning
 from lite_transformer.compression.recipes import Pruning, Quantization, Recipe
 from lite_transformer.compression.training import Compressor, Plan, Ties
 from lite_transformer.errors import CheckpointError, ConfigError
@@ -78,6 +78,16 @@ def test_pruning_grows_and_is_held_through_every_step():
     assert parts[0] == 0 and parts[2] == pytest.approx(0.5 * (1 - 0.75**3), abs=0.01) and parts[3] == parts[2]
     assert parts[8:] == [0.5] * 22
     assert model.embed_tokens.weight.all() and model.first.bias.all()
+
+
+def test_thresholds_are_measured_in_the_dense_weights():
+    model, compressor = Model(), Compressor(KMEANS, PLAN)
+    dense = pruning.units(
+        {name: weight for name, weight in model.named_parameters() if "st.weight" in name or "nd.weight" in name}
+    )
+    run(model, compressor, torch.optim.SGD(model.parameters(), lr=0), range(10))
+    assert compressor.state_dict()["units"] == {name: dense[name] for name in compressor.state_dict()["units"]}
+    assert float(model.first.weight.std(unbiased=False)) != pytest.approx(dense["first.weight"], rel=0.01)
 
 
 def test_levels_are_trained_and_weights_stay_on_them():
