@@ -67,10 +67,10 @@ def test_every_kind_of_command_is_shown():
     for program in (
         "lite-transformer prepare", "lite-transformer train", "lite-transformer evaluate", "lite-transformer translate",
         "lite-transformer macs", "fairseq-train", "fairseq-hydra-train", "fairseq-generate", "fairseq-interactive",
-        "torchrun", "--average-last",
+        "torchrun", "--average-last", "lite-transformer release",
     ):  # fmt: skip
         assert program in text
-    assert len(COMMANDS) == len(set(COMMANDS)) == 15
+    assert len(COMMANDS) == len(set(COMMANDS)) == 18
     assert not [line for line in COMMANDS if line.endswith("\\") or not line.strip()]
 
 
