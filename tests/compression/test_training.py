@@ -14,7 +14,7 @@ from lite_transformer.compression.training import Compressor, Plan, Ties
 from lite_transformer.errors import CheckpointError, ConfigError
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.scoring import decoding
-from lite_transformer.tasks.compressed import _inner
+from lite_transformer.tasks.compressed import CompressedTraining, _inner
 
 PLAN = Plan(prune_until=8, prune_interval=2, quantize_from=12)
 KMEANS = Recipe(
@@ -127,6 +127,24 @@ def test_the_model_is_found_inside_its_wrappers():
     assert _inner(wrapped) is model and _inner(model) is model
 
 
+def test_task_takes_gradients_of_what_is_held():
+    class Plain:
+        def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+            nn.functional.cross_entropy(model(sample), sample).backward()
+            return update_num
+
+    class Task(CompressedTraining, Plain):
+        pass
+
+    task, model = Task(), Model()
+    task._compressor = Compressor(KMEANS, Plan(0, 1, 0))
+    assert task.train_step(torch.arange(12), model, None, None, 5) == 5
+    weight = model.first.weight
+    assert zeros(weight) > 0.3 and not weight.grad[weight == 0].any()
+    levels = weight.detach().unique()
+    assert all(len(weight.grad[weight == level].unique()) == 1 for level in levels)
+
+
 def test_straight_through_shows_the_quantized_weights_and_trains_the_others():
     model, compressor, seen = Model(), Compressor(LINEAR, PLAN), []
     optimizer = adam(model)
@@ -226,11 +244,11 @@ def test_zeros_of_an_earlier_pruning_are_held():
 
 
 def test_weights_are_put_back_after_an_error():
-    model, compressor = Model(), Compressor(LINEAR, Plan(0, 1, 0))
-    with compressor.quantized(model, 0):
-        pass
+    recipe = Recipe("l", "", Quantization("linear", 4), Quantization("linear", 4), min_elements=40)
+    model, compressor = Model(), Compressor(recipe, Plan(0, 1, 0))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError), compressor.quantized(model, 1):
+    with pytest.raises(RuntimeError), compressor.quantized(model, 0):
+        assert not torch.equal(model.first.weight, before["first.weight"])
         raise RuntimeError
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
