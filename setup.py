@@ -49,7 +49,11 @@ setup(
         "matplotlib>=3.8,<4",
     ],
     extras_require={
+        # Exporting needs onnx; translating with an exported model onnxruntime alone, and neither torch nor fairseq.
+        "edge": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2"],
         "test": [
+            "onnx>=1.16,<2",
+            "onnxruntime>=1.18,<2",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.5,<4",

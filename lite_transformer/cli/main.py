@@ -25,6 +25,7 @@ VERBS = {
     "compress": "prune and quantize a trained model into one small file, by a recipe",
     "inspect": "show what a compressed file holds and what its bytes are spent on",
     "decompress": "turn a compressed file back into a checkpoint",
+    "export": "write a model as a folder that translates without torch and fairseq",
     "generate": "continue a text with a trained language model",
     "macs": "print Mult-Adds and parameters of an architecture beside the published figures",
     "results": "render the tables and plots of results/ from its run records",

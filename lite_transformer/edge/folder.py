@@ -1,0 +1,158 @@
+"""The folder of an exported model: what is in it, and whether it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.io import read_json, sha256, write_json
+from lite_transformer.errors import CheckpointError, DataError
+
+FORMAT = 1  # of the folder; a program reads this one and older ones
+KIND = "lite-transformer edge model"
+MANIFEST_FILE = "edge.json"
+ENCODER_FILE = "encoder.onnx"
+DECODER_FILE = "decoder.onnx"
+WEIGHTS_FILE = "weights.bin"
+PRECISIONS = ("fp32", "int8")
+
+_AGAIN = "Export the model again: lite-transformer export CHECKPOINT --out DIR"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What edge.json says.
+
+    Attributes:
+        format: see FORMAT. kind: KIND.
+        precision: of the weights, one of PRECISIONS.
+        source_language, target_language: two-letter codes.
+        text: settings of the `TextPipeline` of either language.
+        vocabulary: file of the source's and of the target's dictionary.
+        special: ids of 'pad', 'end' (of a sentence; a target begins with it, too) and 'unknown'.
+        max_source_tokens, max_target_tokens: what the model was built for, end of the sentence included.
+        caches: shape of each cache of the decoding step, for one row before the first step.
+        model: sizes of the architecture, for people and other engines.
+        search: 'beam' and 'lenpen' that are taken unless others are asked for.
+        parity: how far the exported model is from the original one.
+        tensors: of weights.bin: offset in bytes, dtype and shape by name.
+        files: sha256 and size_bytes by path, for every file but edge.json.
+    """
+
+    format: int
+    kind: str
+    precision: str
+    source_language: str
+    target_language: str
+    text: dict[str, Any]
+    vocabulary: dict[str, str]
+    special: dict[str, int]
+    max_source_tokens: int
+    max_target_tokens: int
+    caches: list[list[int]]
+    model: dict[str, Any]
+    search: dict[str, Any]
+    parity: dict[str, Any]
+    tensors: dict[str, Any]
+    files: dict[str, Any]
+
+
+def is_edge_folder(path: Path) -> bool:
+    return (path / MANIFEST_FILE).is_file()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file in ``folder`` but its manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size_bytes": path.stat().st_size}
+        for path in paths
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST_FILE, asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises: CheckpointError if ``folder`` is no exported model, is of a newer format, or its manifest is damaged."""
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder. Give one that was made by: lite-transformer export")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no exported model ({MANIFEST_FILE} is missing). {_AGAIN}")
+    try:
+        content = read_json(path)
+    except DataError as error:
+        raise CheckpointError(f"{error} {_AGAIN}") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{path} is of another program: it does not say kind '{KIND}'. {_AGAIN}")
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {content['format']}; this program reads formats up to {FORMAT}. Install a newer "
+            "lite-transformer, or export the model with this one"
+        )
+    known = {field.name: field.type for field in fields(Manifest)}
+    if content["format"] < 1 or set(content) != set(known):
+        odd = ", ".join(sorted(set(content) ^ set(known))) or "format"
+        raise CheckpointError(f"{path} is damaged: missing or foreign entries: {odd}. {_AGAIN}")
+    manifest = Manifest(**content)
+    problem = _problem(manifest)
+    if problem:
+        raise CheckpointError(f"{path} is damaged: {problem}. {_AGAIN}")
+    return manifest
+
+
+def _problem(manifest: Manifest) -> str | None:
+    """What of a manifest cannot be; None if all is well."""
+    for field in fields(Manifest):
+        wanted = {"int": int, "str": str}.get(str(field.type), dict if str(field.type).startswith("dict") else list)
+        if not isinstance(getattr(manifest, field.name), wanted):
+            return f"'{field.name}' is no {wanted.__name__}"
+    if manifest.precision not in PRECISIONS:
+        return f"unknown precision '{manifest.precision}'"
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            return f"'{name}' is a file outside the folder"
+    sides = [manifest.vocabulary.get(side) for side in ("source", "target")]
+    needed = [ENCODER_FILE, DECODER_FILE, WEIGHTS_FILE, *sides]
+    missing = [str(name) for name in needed if name not in manifest.files]
+    if missing:
+        return f"it lists no {missing[0]}"
+    for language in (manifest.source_language, manifest.target_language):
+        if not isinstance(manifest.text.get(language), Mapping):
+            return f"it has no text settings for {language}"
+    if any(not isinstance(manifest.special.get(name), int) for name in ("pad", "end", "unknown")):
+        return "it does not say which tokens are special"
+    return None
+
+
+def check_folder(folder: Path) -> Manifest:
+    """The manifest of a folder whose files are all there, and are what it says.
+
+    Raises: CheckpointError naming the file that is missing, damaged, or not part of the model.
+    """
+    manifest = read_manifest(folder)
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing. {_AGAIN}")
+        size = path.stat().st_size
+        if size != wanted.get("size_bytes"):
+            raise CheckpointError(f"{path} has {size} bytes, {MANIFEST_FILE} says {wanted.get('size_bytes')}. {_AGAIN}")
+        digest = sha256(path)
+        if digest != wanted.get("sha256"):
+            raise CheckpointError(
+                f"{path} is damaged: its sha256 is {digest}, {MANIFEST_FILE} says {wanted.get('sha256')}. {_AGAIN}"
+            )
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and name != MANIFEST_FILE and name not in manifest.files:
+            raise CheckpointError(
+                f"{path} is no part of the model: {MANIFEST_FILE} does not list it. Move it elsewhere"
+            )
+    return manifest
