@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.io import read_json
-from lite_transformer import results
 from lite_transformer.cli.main import main
 from lite_transformer.scoring.perplexity import is_language_model
 from tests.helpers import commands
+from tests.models.slow_reference import old_args
 
 WINDOW = ["--tokens-per-sample", "16", "--context-window", "6"]
 
@@ -96,12 +97,18 @@ def test_run_record(tiny_text: Path, tiny_text_checkpoint: Path, tmp_path: Path,
     assert record["metrics"][0]["metric"] == "perplexity" and record["updates"] == 4
     # 30 tokens of 2 layers of 16 channels, kernels 15 and 15, and the input projection
     assert record["macs"] == 30 * (2 * (7 * 64 + 2 * 256) + 4 * 30 * 8 + 256) + 2 * 2 * 900 * 8
-    assert results.RunRecord is not None
 
 
-def test_which_checkpoints_are_language_models(tiny_text_checkpoint: Path, tiny_checkpoint: Path):
+@pytest.fixture
+def translation_checkpoint(tmp_path: Path) -> Path:
+    """Of a translation model, as far as its options tell."""
+    torch.save({"args": old_args(), "model": {}}, tmp_path / "translation.pt")
+    return tmp_path / "translation.pt"
+
+
+def test_which_checkpoints_are_language_models(tiny_text_checkpoint: Path, translation_checkpoint: Path):
     assert is_language_model(tiny_text_checkpoint)
-    assert not is_language_model(tiny_checkpoint)
+    assert not is_language_model(translation_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,8 @@ def test_no_checkpoint(tiny_text: Path, capsys):
     assert "runs/none: no such file or folder. Give --checkpoint, a file or a run's folder" in err
 
 
-def test_options_of_text_for_a_translation_model(tiny_data: Path, tiny_checkpoint: Path, capsys):
-    code, _, err = evaluate(capsys, "--checkpoint", tiny_checkpoint, "--data", tiny_data, "--context-window", "3")
+def test_options_of_text_for_a_translation_model(tiny_text: Path, translation_checkpoint: Path, capsys):
+    words = ["--checkpoint", translation_checkpoint, "--data", tiny_text, "--context-window", "3"]
+    code, _, err = evaluate(capsys, *words)
     assert code == 2
     assert "--context-window: of language models, and this is a translation model. Leave it out" in err

@@ -15,7 +15,7 @@ from data_prep.wikitext import ARCHIVES, TOKENS
 from data_prep.wikitext import read_lines as read_wikitext
 from lite_transformer.cli.main import main
 from lite_transformer.errors import DataError
-from tests.data_prep.test_linux_docs import write_packages
+from tests.data_prep.test_linux_docs import names_of, page, sentence, write_packages
 from tests.helpers import commands
 from tests.helpers.corpora import write_checksums
 
@@ -79,15 +79,20 @@ def test_an_archive_of_another_checksum(tmp_path, capsys):
 
 
 def test_rare_words_become_unknown(tmp_path):
-    write_packages(tmp_path)
+    more = names_of("train", "linux", 9)[4:]
+    words = ["thrice", "thrice", "thrice", "twice", "twice"]
+    write_packages(
+        tmp_path, pages={name: page(sentence(f"{name} {word}")) for name, word in zip(more, words, strict=True)}
+    )
     assert prepare("linux_docs", "--source", tmp_path, "--dest", tmp_path / "words") == 0
     train = read_lines(tmp_path / "words" / "bpe" / "train.en")
     assert train[0] == "This is a sentence of eight words about <unk>"
-    assert train[1] == "" and len(train) == 10
+    assert train[1] == "" and len(train) == 20
+    assert " ".join(train).count("thrice") == 3 and "twice" not in " ".join(train)
     words = [line.split(" ")[0] for line in read_lines(tmp_path / "words" / "bin" / "dict.txt")]
     assert "<unk>" not in words and "sentence" in words and "both" not in words
     record = json.loads((tmp_path / "words" / "bin" / "prepare.json").read_text(encoding="utf-8"))
-    assert record["tokens"]["train"] == 5 * 9 + 5 + 5 and record["min_count"] == 3
+    assert record["tokens"]["train"] == 10 * 9 + 5 + 10 + 10 and record["min_count"] == 3
     assert not (tmp_path / "words" / "tok").exists()
 
 
