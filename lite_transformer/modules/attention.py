@@ -249,9 +249,9 @@ class MultiheadAttention(IncrementalModule):
                 source["padding"] = padding
                 source["bias"] = bias.repeat(1, self.num_heads, 1, 1)
             self.write_source(incremental_state, source)
-        kept, bias = source["keys_values"], source["bias"]
+        kept, added = source["keys_values"], source["bias"]
         assert kept is not None
-        return kept[0], kept[1], source["padding"], None if bias is None else bias[..., : kept.size(3)]
+        return kept[0], kept[1], source["padding"], None if added is None else added[..., : kept.size(3)]
 
     def _attend_one(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, constants: Mapping[str, Tensor]

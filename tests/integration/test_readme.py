@@ -68,9 +68,10 @@ def test_every_kind_of_command_is_shown():
         "lite-transformer prepare", "lite-transformer train", "lite-transformer evaluate", "lite-transformer translate",
         "lite-transformer macs", "fairseq-train", "fairseq-hydra-train", "fairseq-generate", "fairseq-interactive",
         "torchrun", "--average-last", "lite-transformer release",
+        "lite-transformer compress", "lite-transformer inspect",
     ):  # fmt: skip
         assert program in text
-    assert len(COMMANDS) == len(set(COMMANDS)) == 18
+    assert len(COMMANDS) == len(set(COMMANDS)) == 20
     assert not [line for line in COMMANDS if line.endswith("\\") or not line.strip()]
 
 

@@ -149,6 +149,21 @@ def test_attention_to_the_encoder_is_projected_once_and_follows_the_beams(monkey
         assert_same(second, expected, 1e-5)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_weights_of_a_step_are_those_of_the_full_pass(monkeypatch, on_gpu):
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: on_gpu)
+    torch.manual_seed(0)
+    attention = MultiheadAttention(8, 2).eval()
+    source, query = torch.randn(5, 3, 8), torch.randn(1, 3, 8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 5])
+    for asked in ({"need_weights": True}, {"need_head_weights": True}):
+        _, expected = attention(query, source, source, padding, **asked)
+        _, weights = attention(query, source, source, padding, {}, static_kv=True, **asked)
+        assert_same(weights, expected, 1e-5)
+    assert weights.shape == (2, 3, 1, 5)
+    assert attention(query, source, source, padding, {}, static_kv=True)[1] is None
+
+
 def test_the_beams_of_a_sentence_share_what_is_kept_of_it(attention):
     """Beams change places within their sentence; moving the encoder's keys about for that would be in vain."""
     source, query = torch.randn(5, 2, 8).repeat_interleave(2, dim=1), torch.randn(1, 4, 8)
