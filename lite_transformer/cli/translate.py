@@ -6,15 +6,17 @@
   lite-transformer translate --model NAME --input text.de --output text.en
   lite-transformer translate --checkpoint CHECKPOINT --data DIR/bin
 
-NAME is a released model's, or the path of its folder. A model of your own is its checkpoint and the folder DIR/bin that
-`lite-transformer prepare` made, which says how text becomes subwords. Every input line gives one output line, in order;
-an empty line stays empty. In a pipe lines are translated as they come. --output appears when all of it is translated.
+NAME is a released model's, the path of its folder, or a folder that `lite-transformer export` made, which is run without
+torch. A model of your own is its checkpoint and the folder DIR/bin that `lite-transformer prepare` made, which says how
+text becomes subwords. Every input line gives one output line, in order; an empty line stays empty. In a pipe lines are
+translated as they come. --output appears when all of it is translated.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import logging
 import sys
@@ -33,6 +35,7 @@ from lite_transformer.released.folder import check_folder, describe_known, find_
 logger = logging.getLogger(__name__)
 
 BUFFERED_BATCHES = 16  # lines that are sorted by length together: at most this many batches
+EXPORTED_FILE = "edge.json"  # in the folder of an exported model, which is run without torch
 READ_BYTES = 1 << 16  # asked for at a time; a pipe gives what is there
 
 
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="lines at a time (default 32)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="of an exported model (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,9 +61,15 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed.")
     _check_files(args.input, args.output)
-    checkpoints, data, beam, lenpen = _model(args)
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
-    translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
+    translator: Translator | ExportedTranslator
+    if args.model and (Path(args.model) / EXPORTED_FILE).is_file():
+        translator = ExportedTranslator(args)
+    else:
+        if args.threads is not None:
+            raise ConfigError("--threads is for exported models: lite-transformer export makes one")
+        checkpoints, data, beam, lenpen = _model(args)
+        logging.getLogger("fairseq").setLevel(logging.WARNING)
+        translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
     with contextlib.ExitStack() as stack:
         if args.output is not None:
             output = stack.enter_context(_output(args.output))
@@ -160,7 +170,7 @@ def _output(path: Path) -> Iterator[IO[str]]:
         raise DataError(f"--output {path}: cannot be written ({error.strerror or error}).") from error
 
 
-def _converse(translator: Translator, output: IO[str]) -> None:
+def _converse(translator: Translator | ExportedTranslator, output: IO[str]) -> None:
     """A line in, its translation out, until Ctrl-D; whatever a line does, the next one is asked for."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() a line editor with a history)
@@ -204,7 +214,7 @@ def _ask(prompt: str) -> str:
     return line.rstrip("\r\n")
 
 
-def _translate_stream(translator: Translator, stream: Any, name: str, output: IO[str]) -> None:
+def _translate_stream(translator: Translator | ExportedTranslator, stream: Any, name: str, output: IO[str]) -> None:
     first = 1
     with tqdm(desc="translate", unit="line", disable=None if output is not sys.stdout else True) as progress:
         for lines in _buffers(stream, name, translator.batch_size * BUFFERED_BATCHES):
@@ -253,6 +263,37 @@ def _arriving_lines(stream: Any) -> Iterator[list[bytes]]:
             begun = [others[-1]]
     if any(begun):
         yield [b"".join(begun)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What a prompt says of a language."""
+
+    language: str
+
+
+class ExportedTranslator:
+    """A model in a folder that `lite-transformer export` made, with the search that the command line asks for."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.checkpoint is not None or args.data is not None:
+            raise ConfigError("--model brings its own data: leave out --checkpoint and --data")
+        try:
+            from lite_transformer.edge import Translator
+
+            self._translator = Translator.load(args.model, 1 if args.threads is None else args.threads)
+        except ImportError as error:
+            raise ConfigError(f"{error.name} is not installed: pip install 'lite-transformer[edge]'") from None
+        asked = {"beam": args.beam, "lenpen": args.lenpen}
+        self._options = {name: value for name, value in asked.items() if value is not None}
+        self._translator.settings(**self._options)  # what cannot be is said before any line is read
+        self.batch_size = args.batch_size
+        manifest = self._translator.manifest
+        self.source, self.target = Side(manifest.source_language), Side(manifest.target_language)
+
+    def translate(self, lines: Sequence[str], first: int = 1) -> list[str]:
+        """As `Translator.translate`."""
+        return self._translator.translate(lines, self.batch_size, first, **self._options)
 
 
 class Translator:

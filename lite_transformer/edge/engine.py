@@ -121,6 +121,6 @@ class OnnxEngine:
         }
         scores, found, end_scores, *caches = self._decoder.run(self._outputs, feed)
         # (B, N, ...) -> (B * N, ...), a view
-        state.caches = [cache.reshape(-1, *cache.shape[2:]) for cache in caches]
+        state.caches = [cache.reshape(tokens.size, *cache.shape[2:]) for cache in caches]
         state.position += 1
         return Candidates(scores, found, end_scores)

@@ -1,0 +1,60 @@
+"""Loaded models with fairseq's own translation task, and their export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from data_prep.text import TextPipeline
+from lite_transformer.edge.export import export
+from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
+from lite_transformer.models.lite_transformer import LiteTransformerModel, TransformerBaselineModel
+from lite_transformer.scoring.decoding import Loaded
+from tests.helpers.models import TINY, dictionary, randomize_biases
+
+LANGUAGES = ("de", "en")
+TINY_TRANSFORMER = {
+    "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 24, "decoder_layers": 2, "decoder_attention_heads": 4,
+    "dropout": 0.0,
+}  # fmt: skip
+
+
+def loaded_model(transformer: bool = False, target_words: int | None = None, seed: int = 1, **options: Any) -> Loaded:
+    """A model of random weights, whose hypotheses have many lengths; one dictionary of 40 words for both sides unless
+    ``target_words`` is given."""
+    source = dictionary(40)
+    target = source if target_words is None else dictionary(target_words)
+    task = TranslationTask(TranslationConfig(source_lang="de", target_lang="en"), source, target)
+    torch.manual_seed(seed)
+    if transformer:
+        model = TransformerBaselineModel.build_model(TransformerBaselineConfig(**TINY_TRANSFORMER | options), task)
+    else:
+        model = LiteTransformerModel.build_model(LiteTransformerConfig(**TINY | options), task)
+    randomize_biases(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name or "output_projection" in name:
+                parameter.mul_(3)  # surer of its words: rounding must not decide between two
+        if model.decoder.output_projection.weight is not model.decoder.embed_tokens.weight:
+            model.decoder.output_projection.weight[task.target_dictionary.eos()] *= 1.5
+    model.eval()
+    model.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
+    return Loaded([model], task, None, torch.device("cpu"))
+
+
+def exported(loaded: Loaded, folder: Path, precision: str = "fp32", **search: Any) -> Path:
+    """FOLDER/model, with dictionaries and text settings in FOLDER/data: words as white space gives them."""
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    loaded.task.source_dictionary.save(str(data / "dict.de.txt"))
+    loaded.task.target_dictionary.save(str(data / "dict.en.txt"))
+    pipelines = {
+        language: TextPipeline(language, normalize=False, tokenizer="none", subword="none", folder=data)
+        for language in LANGUAGES
+    }
+    export(loaded, pipelines, data, folder / "model", precision, search)
+    return folder / "model"

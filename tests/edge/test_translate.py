@@ -1,0 +1,60 @@
+"""`lite-transformer translate --model DIR` with an exported folder: the same lines as `Translator` gives."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from lite_transformer.cli.main import main
+
+LINES = ["w1 w2 w3", "", "w5", "w9 nobody w1"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def command(text, *words):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
+        code = main(["translate", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_lines(tiny, translator, run, tmp_path):
+    text = "".join(f"{line}\n" for line in LINES)
+    options = ["--beam", 3, "--lenpen", 0.5, "--batch-size", 2, "--threads", 2]
+    code, out, _ = run(text, "--model", tiny.folder, *options)
+    assert code == 0
+    assert out.splitlines() == translator.translate(LINES, beam=3, lenpen=0.5)
+    (tmp_path / "in").write_text(text, encoding="utf-8")
+    assert run("", "--model", tiny.folder, "--input", tmp_path / "in", "--output", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out").read_text(encoding="utf-8").splitlines() == translator.translate(LINES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", 0], "threads 0: a whole number of at least 1"),
+        (["--beam", 22], "beam 22 is too wide for 44 subwords"),
+        (["--data", "x"], "--model brings its own data"),
+    ],
+)
+def test_refusals(tiny, run, words, message):
+    code, out, err = run("w1\n", "--model", tiny.folder, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_threads_are_of_exported_models(run):
+    code, _, err = run("w1\n", "--checkpoint", "x.pt", "--data", "y", "--threads", 2)
+    assert code == 2 and "--threads is for exported models" in err
+
+
+def test_a_line_that_is_not_utf8_keeps_the_lines_above(tiny, translator, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"w1\n\xff\nw2\n"), encoding="utf-8"))
+    assert main(["translate", "--model", str(tiny.folder)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == translator.translate(["w1"])
+    assert "line 2: not UTF-8" in captured.err
