@@ -6,7 +6,7 @@
   lite-transformer translate --model NAME --input text.de --output text.en
   lite-transformer translate --checkpoint CHECKPOINT --data DIR/bin
 
-NAME is a released model's, the path of its folder, or a folder that `lite-transformer export` made, which is run without
+NAME is a released model's, the path of its folder, or a folder that `lite-transformer export` made, which runs without
 torch. A model of your own is its checkpoint and the folder DIR/bin that `lite-transformer prepare` made, which says how
 text becomes subwords. Every input line gives one output line, in order; an empty line stays empty. In a pipe lines are
 translated as they come. --output appears when all of it is translated.

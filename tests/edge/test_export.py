@@ -52,6 +52,7 @@ SEARCHES = {
     "penalty": {"beam": 4, "lenpen": 0.3},
     "short": {"beam": 4, "max_len_a": 0.0, "max_len_b": 6},
     "long": {"beam": 3, "min_len": 8, "lenpen": 2.0},
+    "no_repeated_trigrams": {"beam": 4, "no_repeat_ngram_size": 3, "min_len": 12},
     "no_repeats": {"beam": 4, "no_repeat_ngram_size": 2, "min_len": 12},
 }
 

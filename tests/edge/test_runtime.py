@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -51,6 +52,15 @@ def test_stream_is_the_greedy_translation(translator):
         assert parts[-1:] == ([whole] if whole else [])
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(parts))
         assert len(parts) == len(whole.split())
+
+
+def test_words_of_pieces_are_shown_whole(translator):
+    translator._target = dataclasses.replace(translator._target, subword="bpe")
+    translator._target_words.symbols = ["lo@@", "wer", "est"]
+    assert [translator._is_whole(last, 2) for last in (0, 1)] == [False, True]
+    translator._target = dataclasses.replace(translator._target, subword="sentencepiece")
+    translator._target_words.symbols = ["\u2581low", "er"]
+    assert [translator._is_whole(0, following) for following in (0, 1)] == [True, False]
 
 
 def test_long_lines_are_split_and_nothing_is_lost(translator, caplog):
