@@ -42,7 +42,7 @@ def test_lines(tiny, translator, run, tmp_path):
     ],
 )
 def test_refusals(tiny, run, words, message):
-    code, out, err = run("w1\n", "--model", tiny.folder, *words)
+    code, out, err = run("", "--model", tiny.folder, *words)  # said before any line is read
     assert (code, out) == (2, "")
     assert message in err
 
