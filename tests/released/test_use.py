@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -172,6 +173,8 @@ def converse(steps, model, *words, stdout=None):
         while awaited not in shown[seen:]:
             shown += os.read(terminal, 1 << 16)
         seen = len(shown)
+        if typed == b"\x03":
+            time.sleep(0.3)  # Python notices it only while it waits for a key, not while it takes one in
         os.write(terminal, typed)
     try:
         while block := os.read(terminal, 1 << 16):
@@ -197,7 +200,8 @@ def test_a_conversation_survives_every_line(released):
         (b"de> ", b"caf\xff\r"),  # not UTF-8
         (b"de> ", b"heavy\r"),  # fails
         (b"de> ", b"\r"),  # empty
-        (b"de> ", b"half\x03"),  # Ctrl-C
+        (b"de> ", b"half"),
+        (b"half", b"\x03"),  # Ctrl-C
         (b"de> ", b"\x10" * 3 + b"\r"),  # Ctrl-P thrice: not the empty line, but heavy, caf\xff and eins
         (b"de> ", "zwölf\r".encode()),
         (b"de> ", b"\x04"),  # Ctrl-D
