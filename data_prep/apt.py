@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.folders import make_folder
 from lite_transformer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -74,11 +75,8 @@ def _indexes(names: Sequence[str], options: Sequence[str], folder: Path, advice:
 
 
 def _empty_folder(folder: Path) -> Path:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot make this folder ({error.strerror}). Choose another --dest.") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder, "--dest")
     return folder
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from data_prep import bpe, monolingual
 from data_prep.cleaning import Limits
 from data_prep.corpora import SPLITS, Corpus
+from data_prep.folders import locked, make_folder
 from data_prep.io import atomic_open, iterate_lines, iterate_parallel, read_json, sha256, write_json, write_lines
 from data_prep.sources import obtain
 from data_prep.text import CODES_FILES, TextPipeline, clean_whitespace
@@ -85,9 +85,9 @@ def prepare(options: Options, dest: Path, workers: int = 1) -> dict[str, Any]:
         sources = corpus.find_sources(options.source, options.pair)
     elif options.source is not None:
         sources = _obtain(options, dest)
-    _make_folder(dest)
+    make_folder(dest, "--dest")
     try:
-        with _locked(dest):
+        with locked(dest, "--dest"):
             if sources is None and not _has_text(options, dest):
                 sources = _obtain(options, dest)
             _check_options(dest, _describe(options, sources, dest))
@@ -129,7 +129,7 @@ def _obtain(options: Options, dest: Path) -> dict[str, Path]:
     """The published files of a corpus, downloaded to DEST/downloads or found in --source."""
     corpus, downloads = options.corpus, dest / "downloads"
     if corpus.fetch is not None and corpus.find_sources is not None:
-        _make_folder(downloads)
+        make_folder(downloads, "--dest")
         corpus.fetch(options.pair, downloads)
         return corpus.find_sources(downloads, options.pair)
     assert corpus.sources is not None
@@ -159,26 +159,6 @@ def load_pipelines(bin_folder: Path) -> dict[str, TextPipeline]:
         return {language: TextPipeline.from_json(settings, bin_folder) for language, settings in texts.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged or of another program ({error!r}). Prepare the corpus again.") from error
-
-
-def _make_folder(dest: Path) -> None:
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--dest {dest}: cannot make this folder ({error.strerror}). Choose another.") from error
-
-
-@contextlib.contextmanager
-def _locked(dest: Path) -> Iterator[None]:
-    """Keeps a second process out of ``dest``; the system releases the lock of a killed one."""
-    with (dest / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{dest}: another process is preparing this folder. Wait for it, or take another --dest."
-            ) from None
-        yield
 
 
 def _describe(options: Options, sources: dict[str, Path] | None, dest: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from data_prep.folders import make_folder
 from data_prep.io import read_json, sha256, write_json
 from lite_transformer.errors import DataError
 
@@ -72,7 +73,7 @@ def obtain(sources: Iterable[Source], dest: Path, source_dir: Path | None = None
     sources = tuple(sources)
     if source_dir is not None:
         return _take(sources, dest, source_dir)
-    _make_folder(dest)
+    make_folder(dest, "--dest")
     found: dict[str, Path] = {}
     for source in sources:
         path = dest / source.name
@@ -141,7 +142,7 @@ def _verify_recorded(source: Source, path: Path, dest: Path, remedy: str) -> Non
     digest = sha256(path)
     known = record.get(source.name, {}).get("sha256")
     if known is None:
-        _make_folder(dest)
+        make_folder(dest, "--dest")
         record[source.name] = {"sha256": digest, "size_bytes": path.stat().st_size, "urls": list(source.urls)}
         write_json(record_path, dict(sorted(record.items())))
         logger.info("%s: nobody published its checksum; SHA-256 %s recorded in %s", path, digest, record_path)
@@ -329,10 +330,3 @@ def _write_failed(part: Path, error: OSError) -> DataError:
             "it goes on where it stopped; or take another --dest."
         )
     return DataError(f"{part}: cannot be written ({error.strerror or error}). Choose another --dest.")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot make this folder ({error.strerror}). Choose another --dest.") from error

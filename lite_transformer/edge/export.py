@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import random
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from fairseq.modules import MultiheadAttention as FairseqAttention
 from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
+from data_prep.folders import atomic_folder
 from data_prep.text import TextPipeline
 from lite_transformer.edge import graphs, parts
 from lite_transformer.edge.engine import Engine, OnnxEngine
@@ -201,7 +200,9 @@ def export(
         raise ConfigError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     if len(loaded.models) != 1:
         raise ConfigError(f"{len(loaded.models)} models: an ensemble cannot be exported; average the checkpoints first")
-    with _new_folder(out) as folder:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} exists already: choose another name, or delete it first")
+    with atomic_folder(out) as folder:
         model = loaded.models[0]
         source, target = loaded.languages
         vocabulary = _copy_texts(data, folder, [source, target], pipelines)
@@ -236,25 +237,6 @@ def export(
         manifest = dataclasses.replace(manifest, parity=check_parity(loaded, engine, words, precision, min(limits)))
         write_manifest(folder, manifest)
     return manifest
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name that becomes ``out`` when the block ends without an error."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists already: choose another name, or delete it first")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot make this folder ({error.strerror or error})") from None
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _copy_texts(

@@ -155,7 +155,7 @@ class Translator:
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]}; known: {', '.join(sorted(SEARCH))}")
         settings = Settings(**{**self.manifest.search, **options})
-        settings.check(len(self._target_words), self.manifest.max_target_tokens)
+        settings.check_for(len(self._target_words), self.manifest.max_target_tokens)
         return settings
 
     def encode(self, line: str) -> list[int]:

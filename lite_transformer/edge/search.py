@@ -16,29 +16,18 @@ import numpy as np
 from lite_transformer.edge.engine import Candidates, Engine, Floats, Ids
 from lite_transformer.edge.vocabulary import END, PAD
 from lite_transformer.errors import ConfigError
+from lite_transformer.scoring.protocols import Search
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a search, with fairseq's meaning.
+class Settings(Search):
+    """Settings of a search: those of ``fairseq-generate``, checked against a model.
 
-    Attributes:
-        beam: N.
-        lenpen: exponent of the length that a hypothesis' score is divided by.
-        max_len_a, max_len_b: a hypothesis has at most max_len_a * source length + max_len_b tokens, and as many as the
-            model can write; the source's length is its own, whatever it is batched with.
-        min_len: and at least so many.
-        no_repeat_ngram_size: no n-gram of tokens of this size occurs twice in a hypothesis; 0 lets all.
+    A hypothesis has at most as many tokens as the model can write, and a source's length is its own, whatever it is
+    batched with.
     """
 
-    beam: int = 4
-    lenpen: float = 1.0
-    max_len_a: float = 0.0
-    max_len_b: int = 200
-    min_len: int = 1
-    no_repeat_ngram_size: int = 0
-
-    def check(self, vocabulary_size: int, longest: int) -> None:
+    def check_for(self, vocabulary_size: int, longest: int) -> None:
         """Raises: ConfigError naming the setting that cannot be, and what is allowed.
 
         Args:

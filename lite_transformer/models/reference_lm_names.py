@@ -8,23 +8,20 @@ language model's text is padded on the right only, where nothing real can see it
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import MutableMapping
 from types import MappingProxyType
 from typing import Any
 
 from fairseq import utils
 from fairseq.models import register_model, register_model_architecture
-from torch import Tensor
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.models.language_model import LiteTransformerLanguageModel
 from lite_transformer.models.lm_config import LiteTransformerLMConfig
 from lite_transformer.models.reference_names import (
     BranchSpec,
+    PublishedOptions,
     parse_branch_spec,
-    show_target_padding,
     switch_value,
-    upgrade_parameter_names,
 )
 
 MODEL_NAME = "transformer_lm_multibranch_v2"
@@ -230,7 +227,7 @@ def _cutoffs(args: Namespace, end: str) -> list[int] | None:
 
 
 @register_model(MODEL_NAME)
-class ReferenceLanguageModel(LiteTransformerLanguageModel):
+class ReferenceLanguageModel(PublishedOptions, LiteTransformerLanguageModel):
     """A Lite Transformer language model built from the options of the published implementation."""
 
     @classmethod
@@ -281,18 +278,9 @@ class ReferenceLanguageModel(LiteTransformerLanguageModel):
             help="kernel size of each layer",
         )  # fmt: skip
 
-    @classmethod
-    def build_model(cls, cfg, task):
-        """Raises ConfigError if the old options do not fit together, or not the dictionary."""
-        model = super().build_model(translate_lm_options(cfg), task)
-        for layer in model.decoder.layers:
-            layer.register_forward_pre_hook(show_target_padding, with_kwargs=True)
-        return model
-
-    def upgrade_state_dict_named(self, state_dict: MutableMapping[str, Tensor], name: str) -> None:
-        """Called by fairseq before it loads a checkpoint's parameters."""
-        upgrade_parameter_names(state_dict)
-        super().upgrade_state_dict_named(state_dict, name)
+    @staticmethod
+    def translate(cfg: Any) -> Any:
+        return translate_lm_options(cfg)
 
 
 def _register(name: str) -> None:

@@ -279,8 +279,30 @@ def show_target_padding(_layer, arguments: tuple, options: dict[str, Any]) -> tu
     return arguments, options | {"self_attn_padding_mask": None}
 
 
+class PublishedOptions:
+    """What models built from the options of the published implementation have in common; goes before the model."""
+
+    @staticmethod
+    def translate(cfg: Any) -> Any:
+        """Our configuration for the old options. Raises: ConfigError."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Raises ConfigError if the old options do not fit together, or not the dictionary."""
+        model = super().build_model(cls.translate(cfg), task)  # type: ignore[misc]
+        for layer in model.decoder.layers:
+            layer.register_forward_pre_hook(show_target_padding, with_kwargs=True)
+        return model
+
+    def upgrade_state_dict_named(self, state_dict: MutableMapping[str, Tensor], name: str) -> None:
+        """Called by fairseq before it loads a checkpoint's parameters."""
+        upgrade_parameter_names(state_dict)
+        super().upgrade_state_dict_named(state_dict, name)  # type: ignore[misc]
+
+
 @register_model(MODEL_NAME)
-class ReferenceLiteTransformer(LiteTransformerModel):
+class ReferenceLiteTransformer(PublishedOptions, LiteTransformerModel):
     """A Lite Transformer built from the options of the published implementation."""
 
     @classmethod
@@ -315,18 +337,9 @@ class ReferenceLiteTransformer(LiteTransformerModel):
         add("--weight-softmax", default=True, type=switch_value, metavar="0|1", help="normalise the kernels")
         add("--conv-linear", action="store_true", help="linear layers around the convolution")
 
-    @classmethod
-    def build_model(cls, cfg, task):
-        """Raises ConfigError if the old options do not fit together."""
-        model = super().build_model(translate_options(cfg), task)
-        for layer in model.decoder.layers:
-            layer.register_forward_pre_hook(show_target_padding, with_kwargs=True)
-        return model
-
-    def upgrade_state_dict_named(self, state_dict: MutableMapping[str, Tensor], name: str) -> None:
-        """Called by fairseq before it loads a checkpoint's parameters."""
-        upgrade_parameter_names(state_dict)
-        super().upgrade_state_dict_named(state_dict, name)
+    @staticmethod
+    def translate(cfg: Any) -> Any:
+        return translate_options(cfg)
 
 
 def _register(name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.io import read_json
 from lite_transformer.errors import CheckpointError
-from lite_transformer.results import Metric, parse_dataclass
+from lite_transformer.results import Metric, markdown_row, parse_dataclass
 
 FORMAT = 1  # of the folder; a program reads this one and older ones
 CARD_FILE = "card.json"
@@ -260,5 +260,4 @@ def _fence(lines: list[str]) -> str:
 def _table(head: list[str], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_row(line) for line in (head, ["---"] * len(head), *rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -11,7 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from data_prep.corpora import CORPORA, Corpus
+from data_prep.folders import atomic_folder
 from data_prep.io import read_json, sha256, write_json, write_lines
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from data_prep.text import TextPipeline
@@ -114,7 +114,7 @@ def make_release(release: Release) -> Card:
         _check_languages(wide, pipelines, release.data)
         config: Any = OmegaConf.to_container(wide.config, resolve=True, enum_to_str=True)
         state = load_checkpoint(average)
-        with _new_folder(release) as folder:
+        with atomic_folder(release.out) as folder:
             _copy_text(release.data, folder, [pipelines[code] for code in wide.languages])
             torch.save(half_precision_state(state, config), folder / WEIGHTS_FILE)
             narrow = decoding.load([folder / WEIGHTS_FILE], folder, cpu=True)
@@ -148,37 +148,6 @@ def _check_languages(loaded: Loaded, pipelines: dict[str, TextPipeline], data: P
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _new_folder(release: Release) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name, and the place of an older one, when the block ends without error."""
-    out = release.out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise ConfigError(f"--out {release.out}: cannot make this folder ({error.strerror or error})") from None
-    try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)  # mkdtemp makes folders for their owner only
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-            out.replace(old)
-            try:
-                partial.replace(out)
-            except BaseException:
-                old.replace(out)
-                raise
-            shutil.rmtree(old)
-        else:
-            partial.replace(out)
-    except OSError as error:
-        raise ConfigError(f"--out {release.out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy_text(data: Path, folder: Path, pipelines: Sequence[TextPipeline]) -> None:

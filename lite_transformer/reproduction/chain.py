@@ -7,10 +7,8 @@ others.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
-import fcntl
 import functools
 import logging
 import math
@@ -20,12 +18,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep.folders import locked, make_folder
 from data_prep.io import read_json, write_json
 from lite_transformer import results, training
 from lite_transformer.errors import ConfigError, DataError, LiteTransformerError
@@ -232,8 +231,8 @@ def reproduce(plan: Plan, folder: Path, on_change: Callable[[Sequence[Outcome]],
         for seed in plan.seeds
     ]
     for name in ("logs", "runs"):
-        _make_folder(plan.out / name)
-    with _locked(plan.out) as lock:
+        make_folder(plan.out / name, "--out")
+    with locked(plan.out, "--out", _LOCK_SECONDS) as lock:  # what a killed one started needs a moment to end
         logger.info("%s: %d runs in %s, records in %s", plan.table.title, len(runs), plan.out, folder / results.RUNS)
         _prepare(plan, lock)
         data = results.data_hashes(plan.data / "bin")
@@ -317,7 +316,7 @@ def _measure(plan: Plan, run: Run, label: str, folder: Path, data: Mapping[str, 
     if before is not None and {key: before.get(key) for key in state} != state:
         raise ConfigError(f"{run.save_dir} was begun with other settings: delete the folder, or give another --out")
     if before is None or not before.get("trained"):
-        _make_folder(run.save_dir)
+        make_folder(run.save_dir, "--out")
         write_json(path, state | {"trained": False})
         words = ["train", run.row.config, "--data", str(plan.data / "bin"), "--save-dir", str(run.save_dir)]
         _step(plan, [*words, "--seed", str(run.seed), *plan.devices, *run.overrides], run.log, lock)
@@ -377,28 +376,3 @@ def _reason(log: Path, code: int) -> str:
         lines = stream.read().decode("utf-8", "replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output").rstrip(".")
     return last if len(last) <= 500 else f"{last[:500]}..."
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot make this folder ({error.strerror}). Give another --out") from error
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[int]:
-    """Keeps a second reproduction out of ``out``; yields the lock's descriptor. Raises: DataError."""
-    with (out / ".lock").open("w") as stream:
-        deadline = time.monotonic() + _LOCK_SECONDS  # what a killed one started needs a moment to end
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise DataError(
-                        f"{out}: another reproduction is at work in this folder. Wait for it, or give another --out"
-                    ) from None
-                time.sleep(0.2)
-        yield stream.fileno()

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep import multi30k, parallel, pipeline
 from data_prep.corpora import CORPORA, find_corpus, parse_pair
+from data_prep.folders import locked
 from data_prep.io import read_lines, sha256
 from data_prep.pipeline import Options, load_pipelines, prepare
 from lite_transformer.errors import DataError
@@ -173,7 +174,7 @@ def test_foreign_folder_is_not_touched(tmp_path, source):
 def test_second_process_is_kept_out(tmp_path, source):
     dest = tmp_path / "out"
     dest.mkdir()
-    with pipeline._locked(dest), pytest.raises(DataError, match="another process is preparing this folder"):
+    with locked(dest, "--dest"), pytest.raises(DataError, match="out: another process is at work in this folder"):
         prepare(options(source), dest)
 
 

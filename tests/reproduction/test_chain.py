@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.folders import locked
 from data_prep.io import write_json
 from lite_transformer import results
 from lite_transformer.cli.main import main
@@ -291,16 +292,16 @@ def test_kernels_of_a_smoke_run_fit_its_layers():
 
 def test_one_reproduction_a_folder(commands: Commands, capsys):
     Path("out").mkdir()
-    with chain._locked(Path("out")):
+    with locked(Path("out"), "--out"):
         assert reproduce() == 2
-    assert "out: another reproduction is at work in this folder" in capsys.readouterr().err
+    assert "out: another process is at work in this folder" in capsys.readouterr().err
     assert not commands.done
 
 
 def test_a_command_leaves_its_words_its_output_and_the_reason_of_its_end(tmp_path: Path):
     plan = chain.Plan(TABLE, TABLE.rows, out=tmp_path)
     log = tmp_path / "log"
-    with chain._locked(tmp_path) as lock:
+    with locked(tmp_path, "--out") as lock:
         chain._step(plan, ["--version"], log, lock)
         with pytest.raises(DataError, match=r"unknown verb 'no'\. Known verbs: .*, see .*/log"):
             chain._step(plan, ["no"], log, lock)
