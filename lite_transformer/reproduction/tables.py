@@ -104,7 +104,7 @@ _DYNAMIC = "5+4 layers, dynamic with gate, pre-norm"
 _LABELS = {
     "embedded_de_en": "Lite 128, 3+3 layers",
     **{f"multi30k_{pair}_transformer": "Transformer-Tiny" for pair in ("en_de", "de_en", "en_fr")},
-    **{f"multi30k_{pair}_transformer_100m": "Transformer 200, 4+4 layers" for pair in ("en_de", "en_fr")},
+    **{f"multi30k_{pair}_transformer_100m": "Transformer 200, 4+4 layers, pre-norm" for pair in ("en_de", "en_fr")},
     **{f"multi30k_{pair}_lite": "Lite 160, 6+4 layers" for pair in ("en_de", "de_en", "en_fr")},
     **{f"multi30k_{pair}_lite_100m": f"Lite 248, {_DYNAMIC}" for pair in ("en_de", "en_fr")},
     **{
@@ -117,6 +117,8 @@ _LABELS = {
             ("transformer_100m", "Transformer 200, 4+4 layers, pre-norm"),
         )
     },
+    "debian_synopses_lite": f"Lite 160, {_DYNAMIC}",
+    "debian_synopses_transformer": "Transformer-Tiny, pre-norm",
 }
 
 

@@ -14,11 +14,13 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.optim.lr_scheduler import build_lr_scheduler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lite_transformer import training
 from lite_transformer.cli.main import main
+from lite_transformer.macs.closed_form import closed_form
 from lite_transformer.models.architectures import ARCHITECTURES
+from lite_transformer.models.lite_transformer import resolved_config
 from tests.helpers import commands
 
 CONFIGS = sorted((commands.ROOT / "configs").glob("*.yaml"))
@@ -159,6 +161,39 @@ def test_iwslt_recipes_are_those_of_the_paper(dim: int):
     assert (config.dataset.max_tokens, list(config.optimization.update_freq)) == (4096, [1])
     assert (config.optimizer.weight_decay, config.optimization.max_update) == (0.0001, 50_000)
     assert config.criterion.label_smoothing == 0.1
+
+
+SMALL = sorted(
+    (path, path.with_name(path.name.replace("_lite", "_transformer")))
+    for path in CONFIGS
+    if path not in PAPER and "_lite" in path.stem
+)
+
+
+@pytest.mark.parametrize(("lite_path", "transformer_path"), SMALL, ids=[path.stem for path, _ in SMALL])
+def test_two_models_of_a_budget_cost_the_same_and_learn_by_one_recipe(lite_path: Path, transformer_path: Path):
+    lite, transformer = _load(lite_path), _load(transformer_path)
+    for group in ("task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common", "checkpoint"):
+        assert lite[group] == transformer[group], group
+    for option in ("encoder_normalize_before", "decoder_normalize_before", "dropout", "share_all_embeddings"):
+        assert lite.model[option] == transformer.model[option], option
+    # descriptions have 110 subwords, synopses 10: the budget must hold there too
+    passes = [(30, 30), (110, 10)] if lite.task.source_lang == "description" else [(30, 30)]
+    for lengths in passes:
+        ours, theirs = (
+            closed_form(resolved_config(config.model._name, **_changed(config)), *lengths, 8, 8)
+            for config in (lite, transformer)
+        )
+        assert 0.95 * theirs.macs < ours.macs <= theirs.macs
+        for path, cost in ((lite_path, ours), (transformer_path, theirs)):
+            head = " ".join(path.read_text(encoding="utf-8").split("hydra:")[0].replace("\n#", "").split())
+            assert f"{cost.macs / 1e6:.1f}M" in head and f"{cost.params_core / 1e6:.2f}M core parameters" in head
+            assert not cost.taps_macs or f"({(cost.macs + cost.taps_macs) / 1e6:.1f}M" in head
+
+
+def _changed(config: DictConfig) -> dict[str, Any]:
+    """The model's options that an experiment gives, as the architecture's configuration takes them."""
+    return {name: value for name, value in OmegaConf.to_container(config.model).items() if name != "_name"}
 
 
 def test_the_batch_of_an_experiment_does_not_depend_on_the_number_of_processes():
