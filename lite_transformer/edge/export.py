@@ -281,6 +281,12 @@ def _describe(model: parts.Model) -> dict[str, Any]:
             described["cross_heads"] = item.cross.num_heads
         return described
 
+    def norms(item: parts.Side) -> list[parts.Norm]:
+        found = [item.embedding_norm, item.norm]
+        for one in item.layers:
+            found += [one.norm, one.cross_norm, one.final_norm]
+        return [norm for norm in found if norm is not None]
+
     def positions(item: parts.Positions | None) -> str:
         return "none" if item is None else "table" if item.frequencies is None else "sinusoid"
 
@@ -291,6 +297,7 @@ def _describe(model: parts.Model) -> dict[str, Any]:
             "positions": positions(item.positions),
             "embedding_norm": item.embedding_norm is not None,
             "normalize_before": item.layers[0].normalize_before if item.layers else False,
+            "norm_epsilon": sorted({norm.epsilon for norm in norms(item)}),
             "final_norm": item.norm is not None,
             "layers": [layer(one) for one in item.layers],
         }

@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.io import read_json, sha256, write_json
 from lite_transformer.errors import CheckpointError, DataError
 
-FORMAT = 1  # of the folder; a program reads this one and older ones
+FORMAT = 2  # of the folder; a program reads this one and older ones. 1: small tensors are in the graphs alone
 KIND = "lite-transformer edge model"
 MANIFEST_FILE = "edge.json"
 ENCODER_FILE = "encoder.onnx"

@@ -39,14 +39,14 @@ OPSET = 17
 HIDDEN = -1e9  # added to the scores of padding
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "linear": None, "sigmoid": "Sigmoid"}
 _ALIGNMENT = 64
-_SMALL = 64  # elements; smaller tensors stay in the graph, where shape inference reads them
+_SMALL = 64  # elements; smaller tensors are in the graph as well, where shape inference reads them
 # AVX2 adds two products of uint8 and int8 in 16 bits: 2 * 255 * 64 fits, the full range of int8 does not.
 MOST_CODE = 64
 _LEAST_ROWS = 16  # of a matrix worth quantizing
 
 
 class Weights:
-    """The file of tensors that both graphs read; equal bytes are stored once."""
+    """The file of all tensors, which both graphs and the native engine read; equal bytes are stored once."""
 
     def __init__(self, path: Path):
         self._stream = path.open("wb")
@@ -107,10 +107,10 @@ class _Graph:
     def weight(self, name: str, array: NDArray) -> str:
         if name in self.initializers:
             return name
+        offset = self.weights.add(name, array)
         if array.size < _SMALL:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
             return name
-        offset = self.weights.add(name, array)
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.weights.file_name), ("offset", offset), ("length", array.nbytes)):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lite_transformer.edge import Translator
-from lite_transformer.edge.folder import MANIFEST_FILE, check_folder
+from lite_transformer.edge.folder import FORMAT, MANIFEST_FILE, check_folder
 from lite_transformer.edge.vocabulary import Vocabulary
 from lite_transformer.errors import CheckpointError
 
@@ -44,8 +44,8 @@ def test_foreign_files(copy):
 
 
 def test_a_newer_format(copy):
-    change(copy, format=2, something="new")
-    with pytest.raises(CheckpointError, match="has format 2; this program reads formats up to 1"):
+    change(copy, format=FORMAT + 1, something="new")
+    with pytest.raises(CheckpointError, match=f"has format {FORMAT + 1}; this program reads formats up to {FORMAT}"):
         Translator.load(copy)
 
 
