@@ -5,6 +5,7 @@ Everything is computed on the device of the weights, without chance: the same we
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,8 +143,39 @@ def linear(weight: Tensor, bits: int) -> Codes:
     _check(weight, bits)
     if bits == 1:
         raise UnsupportedInputError("1 bit: linear quantization takes 2 to 8")
+    numbers, best = _rounded(_rows(weight), bits)
     largest = 2 ** (bits - 1) - 1
-    rows = weight.detach().float().reshape(weight.shape[0] if weight.dim() > 1 else 1, -1)
+    codes = (numbers + largest).to(torch.uint8).view(weight.shape)
+    levels = torch.arange(-largest, largest + 1, dtype=torch.float32, device=weight.device)
+    scales = best.flatten() if weight.dim() > 1 else best.flatten().expand(weight.shape).clone()
+    return Codes(codes, levels, scales.half() if bool((scales.half().float() == scales).all()) else scales, linear=True)
+
+
+def linear_values(weights: Sequence[Tensor], bits: int) -> list[Tensor]:
+    """What `linear` makes of each of the weights, which it takes for finite, as values (float32).
+
+    Weights with rows of one length are computed together, and nothing waits for their device: for every step of
+    training. Scales out of the range of half precision in one of them keep those of all these in single precision.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, weight in enumerate(weights):
+        groups.setdefault(_rows(weight).shape[1], []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in groups.values():
+        rows = [_rows(weights[place]) for place in places]
+        numbers, scales = _rounded(torch.cat(rows), bits)
+        values = (numbers * scales).split([part.shape[0] for part in rows])
+        found |= {place: part.view(weights[place].shape) for place, part in zip(places, values, strict=True)}
+    return [found[place] for place in range(len(weights))]
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight.detach().float().reshape(weight.shape[0] if weight.dim() > 1 else 1, -1)
+
+
+def _rounded(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers (as floats) and scales (rows, 1), see `linear`."""
+    largest = 2 ** (bits - 1) - 1
     peak = rows.abs().amax(dim=1, keepdim=True)
     best = _scales(peak / largest)
     if bits < 8:
@@ -154,17 +186,13 @@ def linear(weight: Tensor, bits: int) -> Codes:
             better = error < least
             best = torch.where(better, tried, best)
             least = torch.where(better, error, least)
-    numbers = _numbers(rows, best, largest)
-    codes = (numbers + largest).to(torch.uint8).view(weight.shape)
-    levels = torch.arange(-largest, largest + 1, dtype=torch.float32, device=weight.device)
-    scales = best.flatten() if weight.dim() > 1 else best.flatten().expand(weight.shape).clone()
-    return Codes(codes, levels, scales.half() if bool((scales.half().float() == scales).all()) else scales, linear=True)
+    return _numbers(rows, best, largest), best
 
 
 def _scales(scales: Tensor) -> Tensor:
     """Scales rounded to half precision, if none of them is out of its range."""
     fits = ((scales == 0) | ((scales >= _HALF_MIN) & (scales <= _HALF_MAX))).all()
-    return scales.half().float() if bool(fits) else scales
+    return torch.where(fits, scales.half().float(), scales)
 
 
 def _numbers(rows: Tensor, scales: Tensor, largest: int) -> Tensor:

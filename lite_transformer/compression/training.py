@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lite_transformer.compression import apply, pruning
-from lite_transformer.compression.quantization import METHODS, kmeans, kmeans_rows
+from lite_transformer.compression.quantization import kmeans, kmeans_rows, linear_values
 from lite_transformer.compression.recipes import Recipe
 from lite_transformer.errors import CheckpointError, ConfigError
 
@@ -189,16 +189,18 @@ class Compressor:
         """The quantized values of the weights that are not tied; levels of rows are looked for now and then."""
         if self._levels_of < 0 or update >= self._levels_of + self.plan.prune_interval:
             self._levels, self._levels_of = {}, update
-        found = {}
-        for name, how in apply.targets(weights, self.recipe).quantized.items():
-            if name in self._codes:
-                continue
-            if how.method == "kmeans_rows":
+        wanted = apply.targets(weights, self.recipe).quantized
+        found: dict[str, Tensor] = {}
+        together: dict[int, list[str]] = {}
+        for name, how in wanted.items():
+            if how.method == "linear":
+                together.setdefault(how.bits, []).append(name)
+            elif how.method == "kmeans_rows":
                 codes = kmeans_rows(weights[name], how.bits, self._levels.get(name))
                 self._levels[name] = codes.levels
-            else:
-                codes = METHODS[how.method](weights[name], how.bits)
-            found[name] = codes.dense()
+                found[name] = codes.dense()
+        for bits, names in together.items():
+            found |= zip(names, linear_values([weights[name] for name in names], bits), strict=True)
         return found
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -216,6 +218,8 @@ class Compressor:
             "zero": dict(self._zero),
             "units": dict(self._units),
             "sparsity": self._sparsity,
+            "levels": {name: levels.cpu() for name, levels in self._levels.items()},
+            "levels_of": self._levels_of,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
@@ -234,6 +238,10 @@ class Compressor:
         self._codes = {name: codes.to(weights[name].device) for name, codes in state["codes"].items()}
         self._zero, self._units = dict(state["zero"]), dict(state["units"])
         self._sparsity = state["sparsity"]
+        # a checkpoint from before levels were kept looks for them anew
+        held = {name: levels for name, levels in state.get("levels", {}).items() if name in weights}
+        self._levels = {name: levels.to(weights[name].device) for name, levels in held.items()}
+        self._levels_of = state.get("levels_of", -1)
         self._ties = Ties(self._codes, self._zero) if self._codes else None
 
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairseq.optim import FP16Optimizer
+from fairseq.optim.fp16_optimizer import MemoryEfficientFP16Optimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
 from lite_transformer.compression.recipes import load_recipe
 from lite_transformer.compression.training import Compressor, Plan
+from lite_transformer.errors import ConfigError
 
 
 @dataclass
@@ -55,7 +58,12 @@ class CompressedTraining:
         return super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **extra):
-        """As fairseq's, on the weights of the recipe."""
+        """As fairseq's, on the weights of the recipe. Raises: ConfigError for training in half precision."""
+        if isinstance(optimizer, (FP16Optimizer, MemoryEfficientFP16Optimizer)):
+            # the optimizer's own copy of the weights would not be held to the recipe
+            raise ConfigError(
+                "a compressed_ task trains in fp32: leave common.fp16 and common.bf16 out, or common.amp=true"
+            )
         compressor = self._ready(model)
         with compressor.quantized(_inner(model), update_num):
             result = super().train_step(  # type: ignore[misc]

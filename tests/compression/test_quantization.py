@@ -47,6 +47,13 @@ def test_zeros_stay_zeros_and_nothing_else_becomes_one_in_a_codebook(method):
         assert (dense[weight != 0] != 0).all()
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+def test_several_weights_side_by_side_become_what_each_becomes_alone(bits):
+    several = [weights((5, 16), 1), weights((7, 4, 4), 2), weights((6, 3), 3), weights((16,), 4), torch.zeros(2, 16)]
+    for values, weight in zip(quantization.linear_values(several, bits), several, strict=True):
+        assert torch.equal(values, quantization.linear(weight, bits).dense())
+
+
 def test_kmeans_finds_what_was_tied_before():
     levels = torch.tensor([-0.5, -0.25, 0, 0.125, 1.0])
     weight = levels[torch.randint(0, 5, (40, 40), generator=torch.Generator().manual_seed(0))]
