@@ -1,4 +1,5 @@
-"""Tables of measured speed, rendered from the records that the benchmark scripts write into ``results/speed``."""
+"""Tables of measured speed, rendered from the records that the benchmark scripts write into ``results/speed`` and, of
+exported models, into ``results/edge``."""
 
 from __future__ import annotations
 
@@ -10,22 +11,31 @@ from data_prep.io import read_json
 from lite_transformer.errors import DataError
 
 FOLDER = "speed"
+EDGE = "edge"
 _PUBLISHED = "published_cuda.json"
 
 
 def render(folder: Path, name: str) -> str:
-    """The table of ``results/speed/NAME.json``, with what was measured, where and by which command above it.
+    """The table of ``results/speed/NAME.json`` or ``results/edge/NAME.json``; above it what was measured, where and by
+    which command.
 
     Raises: DataError if there is no such record or it is of an unknown kind.
     """
-    path = folder / FOLDER / f"{name}.json"
+    path = next(
+        (folder / part / f"{name}.json" for part in (EDGE, FOLDER) if (folder / part / f"{name}.json").is_file()),
+        folder / FOLDER / f"{name}.json",
+    )
     if not path.is_file():
-        known = sorted(file.stem for file in (folder / FOLDER).glob("*.json") if file.name != _PUBLISHED)
+        files = [file for part in (FOLDER, EDGE) for file in (folder / part).glob("*.json")]
+        known = sorted(file.stem for file in files if file.name != _PUBLISHED)
         raise DataError(f"no speed record {path}. Known: {', '.join(known) or 'none'}")
     record = read_json(path)
     try:
         kind = record.get("benchmark", "operations")
-        tables = {"operations": _operations, "training": _training, "generation": _generation, "scaling": _scaling}
+        tables = {
+            "operations": _operations, "training": _training, "generation": _generation, "scaling": _scaling,
+            "edge": lambda record, _: edge_tables(record),
+        }  # fmt: skip
         if kind not in tables:
             raise DataError(f"{path}: unknown benchmark '{kind}'; known: {', '.join(tables)}")
         lines = tables[kind](record, folder)
@@ -127,3 +137,62 @@ def _scaling(record: dict[str, Any], _: Path) -> list[str]:
     return _table(
         ["GPUs or processes", "target tokens/s", "times the first", "largest difference of the loss"], rows, 0
     )
+
+
+def edge_tables(record: dict[str, Any]) -> list[str]:
+    """Translation on a CPU: tokens a second of every system by case, then sizes, times to start, share of bandwidth."""
+    results = record["results"]
+    cases = [dict(case) for case in dict.fromkeys(tuple(row["case"].items()) for r in results for row in r["cases"])]
+    speeds = [[result["system"], *(_speed(result, case) for case in cases)] for result in results]
+    lines = _table(["tokens/s (times the first row)", *map(_case_title, cases)], speeds, 1)
+    head = [
+        "system",
+        "disk MB",
+        "resident MB",
+        "at most",
+        "load ms",
+        "start to first token ms",
+        "MB a step",
+        "of bandwidth",
+    ]
+    rows = []
+    for result in results:
+        alone = [row for row in result["cases"] if row["case"]["beam"] == 1 and "bandwidth_fraction" in row]
+        exact = [row for row in alone if not row["case"]["shortlist"]]
+        rows.append([
+            result["system"],
+            *(_megabytes(result.get(name)) for name in ("disk_bytes", "resident_bytes", "peak_bytes")),
+            f"{1000 * result['load_seconds']:.0f}",
+            f"{1000 * result['start_to_first_token_seconds']:.0f}",
+            _megabytes(exact[0]["step_bytes"]) if exact else "",
+            f"{exact[0]['bandwidth_fraction']:.0%}" if exact else "",
+        ])  # fmt: skip
+    if any("sacrebleu" in result for result in results):
+        head += ["sacreBLEU", "ms a sentence"]
+        for row, result in zip(rows, results, strict=True):
+            row += [f"{result['sacrebleu']:.2f}", _spread(result["ms_per_sentence"], ".1f")]
+    lines += ["", *_table(head, rows, 1), ""]
+    reads = ", ".join(
+        f"{figures['median'] / 1e9:.1f} GB/s of {int(size) / 1e6:.1f} MB"
+        for size, figures in record["bandwidth"].items()
+    )
+    lines.append(f"One thread reads {reads}.")
+    lines += [f"Left out: {name} ({reason})." for name, reason in record["left_out"].items()]
+    return lines
+
+
+def _case_title(case: dict[str, Any]) -> str:
+    shortlist = f", {case['shortlist']:,} words" if case["shortlist"] else ""
+    threads = f"{case['threads']} thread{'' if case['threads'] == 1 else 's'}"
+    return f"batch {case['batch']}, beam {case['beam']}, {threads}{shortlist}"
+
+
+def _speed(result: dict[str, Any], case: dict[str, Any]) -> str:
+    found = [row for row in result["cases"] if row["case"] == case]
+    if not found:
+        return ""
+    return f"{found[0]['tokens_per_second']['median']:,.0f} ({found[0]['ratio']['median']:.2f})"
+
+
+def _megabytes(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else f"{size_bytes / 1e6:.1f}"
