@@ -125,8 +125,23 @@ class Shared:
     def __init__(self, parameters: list[nn.Parameter]):
         self.parameters = parameters
         self.gradients = FlatGradients(parameters)
+        # what the features depend on for autograd where they do not on the parameters
+        self.anchor = torch.zeros((), device=parameters[0].device, requires_grad=True)
         self.pool: Any = None
         self.stream: torch.cuda.Stream | None = None
+
+    def add_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Adds to the parameters' ``grad`` what autograd would, without a node for each of them."""
+        kept: list[Tensor] = []
+        added: list[Tensor] = []
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                kept.append(parameter.grad)
+                added.append(gradient)
+        if kept:
+            torch._foreach_add_(kept, added)
 
 
 class BucketPass:
@@ -154,7 +169,7 @@ class BucketPass:
 
     def prepare(self, shared: Shared, warm_ups: int) -> None:
         """Makes `forward` and `backward` ready."""
-        self._shared = shared
+        self.shared = shared
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Features (B, T, C) of token ids (B, S) and (B, T), valid until the next pass of any bucket."""
@@ -169,7 +184,7 @@ class BucketPass:
         out = self._gradient_buffer().zero_()
         out[: gradient.size(0), : gradient.size(1)] = gradient
         self._run_backward()
-        return self._shared.gradients.copies()
+        return self.shared.gradients.copies()
 
     def _run_forward(self) -> None:
         self._features = self._compute_features()
@@ -193,8 +208,8 @@ class BucketPass:
     def _write_gradients(self) -> None:
         assert self._features is not None
         with torch.autocast(self._device.type, enabled=False):
-            found = torch.autograd.grad(self._features, self._shared.parameters, self._gradient_buffer())
-        self._shared.gradients.write(found)
+            found = torch.autograd.grad(self._features, self.shared.parameters, self._gradient_buffer())
+        self.shared.gradients.write(found)
 
 
 class GraphedPass(BucketPass):
@@ -257,11 +272,16 @@ class _Turn:
 
 
 class _Replay(torch.autograd.Function):
-    """Features of a batch as a function of the parameters."""
+    """Features of a batch as a function of the parameters.
+
+    Given the parameters, it hands their gradients to autograd. Given one anchor instead, it writes them itself: for 300
+    parameters autograd's bookkeeping takes the host as long as launching both graphs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, graphs: TrainingGraphs, ready: BucketPass, source: Tensor, target: Tensor, *_used: Tensor):
+    def forward(ctx: Any, graphs: TrainingGraphs, ready: BucketPass, source: Tensor, target: Tensor, *inputs: Tensor):
         ctx.graphs, ctx.ready, ctx.turn = graphs, ready, _Turn()
+        ctx.shared = ready.shared if inputs[0] is ready.shared.anchor else None
         graphs.begin(ctx.turn)
         return ready.forward(source, target)
 
@@ -269,7 +289,11 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor):
         ctx.graphs.end(ctx.turn)
-        return None, None, None, None, *ctx.ready.backward(gradient)
+        found = ctx.ready.backward(gradient)
+        if ctx.shared is None:
+            return None, None, None, None, *found
+        ctx.shared.add_gradients(found)
+        return None, None, None, None, None
 
 
 @dataclass
@@ -300,8 +324,8 @@ class _Surroundings:
 
     def obstacle(self) -> str | None:
         """What stands in the way at this batch, and may be gone at the next; None if nothing does."""
-        if any(self.hooks):
-            return "hooks are registered on the model's modules"
+        if any(self.hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
+            return "hooks are registered on the model's modules or parameters"
         if torch.is_anomaly_enabled():
             return "anomaly detection is on"
         return None
@@ -310,7 +334,8 @@ class _Surroundings:
 class TrainingGraphs:
     """The CUDA graphs of one model, captured as batches come; what cannot run through them runs eagerly.
 
-    Each reason not to use graphs is logged once. A copy of a model (deepcopy, pickle) starts without graphs.
+    Each reason not to use graphs is logged once. A copy of a model (deepcopy, pickle) starts without graphs. Gradients
+    are what ``loss.backward()`` leaves in ``parameter.grad``; ``torch.autograd.grad`` needs ``enabled=False``.
 
     Args:
         enabled: False never uses graphs.
@@ -373,8 +398,11 @@ class TrainingGraphs:
         if ready is None and self._seen[bucket] > 1 and not self._full:
             ready = self._capture(model, bucket, source.device)
         if ready is not None:
-            assert self._shared is not None
-            return _Replay.apply(self, ready, source, target, *self._shared.parameters)
+            shared = ready.shared
+            # DistributedDataParallel waits, unseen from here, for autograd to hand over each parameter's gradient
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            inputs = shared.parameters if distributed else [shared.anchor]
+            return _Replay.apply(self, ready, source, target, *inputs)
         if self._obstacle is not None:  # found while capturing
             return None
         return self._padded(model, bucket, source, target)

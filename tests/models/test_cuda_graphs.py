@@ -250,6 +250,50 @@ def test_hooks_are_called_and_graphs_come_back_after_them(on_cpu, caplog):
     assert ["hooks" in line for line in off_lines(caplog)] == [True]
 
 
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_called_once_a_backward(kind, on_cpu, caplog):
+    caplog.set_level(logging.INFO)
+    model = build()
+    capture(model)
+    seen = []
+    handle = getattr(model.encoder.layers[0].fc1.weight, kind)(lambda _: seen.append(1))
+    for step in range(2):
+        loss_of(model, *sample((3, 6, 5), step)).backward()
+    handle.remove()
+    assert len(seen) == 2
+    assert ["hooks" in line for line in off_lines(caplog)] == [True]
+
+
+def test_distributed_training_gets_gradients_from_autograd(on_cpu, monkeypatch):
+    """Its hooks on the nodes of the parameters cannot be seen from here; it has to be taken for granted."""
+    model = build()
+    capture(model)
+    weight = model.encoder.layers[0].fc1.weight
+    node = weight.expand_as(weight).grad_fn.next_functions[0][0]
+    seen = []
+    node.register_prehook(lambda given: seen.append(given[0].clone()))
+    for initialized, expected in ((False, 0), (True, 1)):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda value=initialized: value)
+        model.zero_grad()
+        loss_of(model, *sample((3, 6, 5), 1)).backward()
+        assert len(seen) == expected
+        assert weight.grad is not None
+    assert torch.equal(seen[0], weight.grad)
+
+
+def test_a_gradient_kept_from_the_last_step_stays_what_it_was(on_cpu):
+    model = build()
+    capture(model)
+    model.zero_grad()
+    weight = model.encoder.layers[0].fc1.weight
+    loss_of(model, *sample((3, 6, 5), 1)).backward()
+    kept, value = weight.grad, weight.grad.clone()
+    model.zero_grad()
+    loss_of(model, *sample((3, 6, 5), 2)).backward()
+    assert torch.equal(kept, value)
+    assert not torch.equal(weight.grad, value)
+
+
 @pytest.mark.parametrize("wanted", ["eval", "no_grad", "features_only", "alignment"])
 def test_other_passes_are_plain(wanted, on_cpu):
     model = build()
