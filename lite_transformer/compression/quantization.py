@@ -20,6 +20,7 @@ _BINS_FACTOR = 2
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 _HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0  # normal numbers of half precision
 _COARSEST_HALF = 2.0**-10
+_SMALLEST = 2.0**-149  # above 0, in single precision
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,22 @@ class Codes:
         return Quantized(self.codes.cpu().numpy(), self.levels.cpu().numpy(), scales)
 
 
-def kmeans(weight: Tensor, bits: int) -> Codes:
+def kmeans(weight: Tensor, bits: int, levels: Tensor | None = None) -> Codes:
     """One-dimensional k-means of a tensor's weights into at most 2 ** bits levels (Han et al. 2016, section 3).
 
     Zeros have a level of their own, which is exactly 0: what was pruned stays pruned. Weights of no more than 2 ** bits
     different values keep these values (in half precision, where they fit it). Starts from levels as dense as the cube
     root of the weights' density, which is where the best ones lie for many levels, and goes on by Lloyd's steps.
 
+    Args:
+        levels: those found before, ascending; the weights, taken for finite, get the nearest ones and no others are
+            looked for, nor is the device waited for.
     Raises: UnsupportedInputError for other widths than 1 to 8, and for weights that are not finite.
     """
-    _check(weight, bits)
     flat = weight.detach().float().reshape(-1)
+    if levels is not None:
+        return Codes(_nearest(flat, levels.float(), keep_zeros=True).view(weight.shape), levels)
+    _check(weight, bits)
     ordered = flat[flat != 0].sort().values
     zeros = ordered.numel() < flat.numel()
     count = 2**bits - zeros
@@ -122,14 +128,10 @@ def _shortened(levels: Tensor) -> Tensor:
 
 def _nearest(flat: Tensor, levels: Tensor, keep_zeros: bool) -> Tensor:
     """The code (uint8) of the ascending level nearest to each weight; only zeros get the level 0 if ``keep_zeros``."""
-    middles = (levels[1:] + levels[:-1]) / 2
-    codes = torch.bucketize(flat, middles)
-    if keep_zeros:
-        zero = int(torch.nonzero(levels == 0)[0])
-        # a small weight next to the level 0 goes to the nearest level on its side of it
-        codes = torch.where((codes == zero) & (flat < 0), max(zero - 1, 0), codes)
-        codes = torch.where((codes == zero) & (flat > 0), min(zero + 1, levels.numel() - 1), codes)
-    return codes.to(torch.uint8)
+    borders = (levels[1:] + levels[:-1]) / 2
+    if keep_zeros:  # a small weight next to the level 0 goes to the nearest level on its side of it
+        borders = torch.where(levels[:-1] == 0, 0.0, torch.where(levels[1:] == 0, -_SMALLEST, borders))
+    return torch.bucketize(flat, borders).to(torch.uint8)
 
 
 def linear(weight: Tensor, bits: int) -> Codes:
@@ -148,7 +150,7 @@ def linear(weight: Tensor, bits: int) -> Codes:
     codes = (numbers + largest).to(torch.uint8).view(weight.shape)
     levels = torch.arange(-largest, largest + 1, dtype=torch.float32, device=weight.device)
     scales = best.flatten() if weight.dim() > 1 else best.flatten().expand(weight.shape).clone()
-    return Codes(codes, levels, scales.half() if bool((scales.half().float() == scales).all()) else scales, linear=True)
+    return Codes(codes, levels, _stored(scales), linear=True)
 
 
 def linear_values(weights: Sequence[Tensor], bits: int) -> list[Tensor]:
@@ -209,21 +211,24 @@ def kmeans_rows(weight: Tensor, bits: int, levels: Tensor | None = None) -> Code
     For tables whose rows differ in size, such as embeddings of rare and frequent words. A vector is one row.
 
     Args:
-        levels: those found before, ascending; the weights take the nearest ones and no others are looked for.
+        levels: as of `kmeans`.
     """
-    _check(weight, bits)
     if weight.dim() < 2:
-        return kmeans(weight, bits)
+        return kmeans(weight, bits, levels)
+    if levels is None:
+        _check(weight, bits)
     rows = weight.detach().float().flatten(1)
     scales = _scales(rows.double().square().mean(dim=1, keepdim=True).sqrt().float())
     rows = rows / torch.where(scales > 0, scales, 1)
-    if levels is None:
-        found = kmeans(rows, bits)
-    else:
-        found = Codes(_nearest(rows.flatten(), levels.float(), bool((levels == 0).any())), levels)
-    scales = scales.flatten()
+    found = kmeans(rows, bits, levels)
+    return Codes(found.codes.view(weight.shape), found.levels, _stored(scales.flatten(), wait=levels is None))
+
+
+def _stored(scales: Tensor, wait: bool = True) -> Tensor:
+    """The scales in half precision if they have no more digits; as they are unless the device may be waited for."""
     half = scales.half()
-    return Codes(found.codes.view(weight.shape), found.levels, half if bool((half.float() == scales).all()) else scales)
+    return half if wait and bool((half.float() == scales).all()) else scales
 
 
-METHODS = {"kmeans": kmeans, "kmeans_rows": kmeans_rows, "linear": linear}
+CODEBOOKS = {"kmeans": kmeans, "kmeans_rows": kmeans_rows}
+METHODS = CODEBOOKS | {"linear": linear}

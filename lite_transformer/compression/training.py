@@ -3,15 +3,16 @@
 Three ways, each as the recipe asks for it, on the parameters themselves: optimizers and checkpoints stay as they are.
 
 - *Pruning*: what is left out grows by a cubic schedule; it has no gradient and is 0 after every update.
-- *Codebooks by k-means*: from an update on, all weights of a level move together. Their gradient is the mean of their
-  gradients and after every update each is the mean of them, so what is trained are the levels (Han et al. 2016).
-- *Everything else that is quantized*: forward and backward see the quantized weights, and the gradient is applied to
-  the others, as if rounding were the identity (straight-through; Bengio et al. 2013).
+- *Quantization*: forward and backward see the quantized weights, and the gradient is applied to the others, as if
+  rounding were the identity (straight-through; Bengio et al. 2013).
+- *Codebooks by k-means* are trained in the end: all weights of a level move together. Their gradient is the mean of
+  their gradients and after every update each is the mean of them, so what is trained are the levels (Han et al. 2016).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lite_transformer.compression import apply, pruning
-from lite_transformer.compression.quantization import kmeans, kmeans_rows, linear_values
+from lite_transformer.compression.quantization import CODEBOOKS, kmeans, linear_values
 from lite_transformer.compression.recipes import Recipe
 from lite_transformer.errors import CheckpointError, ConfigError
 
@@ -30,7 +31,14 @@ logger = logging.getLogger(__name__)
 # A fairseq task that trains by a recipe is called so, followed by the name of the task that it is otherwise; these are
 # its options besides that task's.
 TASK_PREFIX = "compressed_"
-TASK_OPTIONS = ("compression_recipe", "prune_until", "prune_interval", "quantize_from", "compression_updates")
+TASK_OPTIONS = (
+    "compression_recipe",
+    "prune_until",
+    "prune_interval",
+    "quantize_from",
+    "tie_from",
+    "compression_updates",
+)
 
 
 @dataclass(frozen=True)
@@ -39,32 +47,38 @@ class Plan:
 
     Attributes:
         prune_until: pruning grows from the first update to this one. prune_interval: updates between two new masks.
-        quantize_from: weights are quantized from this update on.
+        quantize_from: weights are quantized from this update on. tie_from: those of codebooks by k-means keep their
+            levels from this update on, and move with them.
     """
 
     prune_until: int
     prune_interval: int
     quantize_from: int
+    tie_from: int
 
     @classmethod
-    def of(cls, updates: int, prune_until: float, prune_interval: int, quantize_from: float) -> Plan:
-        """The plan for so many updates; pruning and quantization are given as parts of them.
+    def of(cls, updates: int, prune_until: float, prune_interval: int, quantize_from: float, tie_from: float) -> Plan:
+        """The plan for so many updates; all but the interval are given as parts of them.
 
         Raises: ConfigError that names the option that cannot be.
         """
         if updates < 1:
             raise ConfigError("the schedule of a compressed_ task needs optimization.max_update, the number of updates")
-        for name, part in (("prune_until", prune_until), ("quantize_from", quantize_from)):
+        parts = {"prune_until": prune_until, "quantize_from": quantize_from, "tie_from": tie_from}
+        for name, part in parts.items():
             if not 0 <= part <= 1:
                 raise ConfigError(f"task.{name} is {part}: a part of all updates, from 0 to 1, is needed")
-        if quantize_from < prune_until:
-            raise ConfigError(
-                f"task.quantize_from {quantize_from} is before task.prune_until {prune_until}: levels are found once, "
-                "among the weights that are left"
-            )
+        for (first, begin), (then, end) in itertools.pairwise(parts.items()):
+            if end < begin:
+                raise ConfigError(
+                    f"task.{then} {end} is before task.{first} {begin}: levels are found among the weights that are "
+                    "left, and kept when they are found"
+                )
         if prune_interval < 1:
             raise ConfigError(f"task.prune_interval is {prune_interval}: at least 1 update is needed")
-        return cls(round(prune_until * updates), prune_interval, round(quantize_from * updates))
+        return cls(
+            round(prune_until * updates), prune_interval, round(quantize_from * updates), round(tie_from * updates)
+        )
 
 
 class Ties:
@@ -171,7 +185,7 @@ class Compressor:
             self._sparsity = due
             _multiply(weights, self._masks)
             logger.info("update %d: %.1f %% of the prunable weights are left out", update, 100 * due)
-        if update >= self.plan.quantize_from and not self._codes:
+        if update >= self.plan.tie_from and not self._codes:
             clustered = {name: how.bits for name, how in chosen.quantized.items() if how.method == "kmeans"}
             for name, bits in clustered.items():
                 found = kmeans(weights[name], bits)
@@ -186,17 +200,16 @@ class Compressor:
                 logger.info("update %d: the weights of %d tensors are tied to their levels", update, len(clustered))
 
     def _straight_through(self, weights: Mapping[str, Tensor], update: int) -> dict[str, Tensor]:
-        """The quantized values of the weights that are not tied; levels of rows are looked for now and then."""
+        """The quantized values of the weights that are not tied; levels are looked for now and then."""
         if self._levels_of < 0 or update >= self._levels_of + self.plan.prune_interval:
             self._levels, self._levels_of = {}, update
-        wanted = apply.targets(weights, self.recipe).quantized
         found: dict[str, Tensor] = {}
         together: dict[int, list[str]] = {}
-        for name, how in wanted.items():
+        for name, how in apply.targets(weights, self.recipe).quantized.items():
             if how.method == "linear":
                 together.setdefault(how.bits, []).append(name)
-            elif how.method == "kmeans_rows":
-                codes = kmeans_rows(weights[name], how.bits, self._levels.get(name))
+            elif name not in self._codes:
+                codes = CODEBOOKS[how.method](weights[name], how.bits, self._levels.get(name))
                 self._levels[name] = codes.levels
                 found[name] = codes.dense()
         for bits, names in together.items():

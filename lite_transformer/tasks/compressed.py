@@ -6,9 +6,9 @@
       optimization.max_update=4000 'optimization.lr=[0.0005]'
   lite-transformer compress runs/NAME.paper/checkpoint_best.pt --recipe paper --data DIR/bin --out model.ltpack
 
-Pruning grows up to task.prune_until (a part of all updates), weights are quantized from task.quantize_from on; what was
-begun is kept by checkpoints, and the same command goes on after an interruption. Validation, and so checkpoint_best.pt,
-is of the model as the recipe would pack it at that moment.
+Pruning grows up to task.prune_until (a part of all updates), weights are quantized from task.quantize_from on, and the
+levels of codebooks are trained from task.tie_from on; what was begun is kept by checkpoints, and the same command goes
+on after an interruption. Validation, and so checkpoint_best.pt, is of the model as the recipe would pack it then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class CompressedTranslationConfig(TranslationConfig):
     compression_recipe: str = field(default="paper", metadata={"help": "name of a recipe, or path of a YAML file"})
     prune_until: float = field(default=0.4, metadata={"help": "pruning grows up to this part of all updates"})
     prune_interval: int = field(default=50, metadata={"help": "updates between two steps of pruning"})
-    quantize_from: float = field(default=0.6, metadata={"help": "weights are quantized from this part of all updates"})
+    quantize_from: float = field(default=0.5, metadata={"help": "weights are quantized from this part of all updates"})
+    tie_from: float = field(default=0.8, metadata={"help": "levels are trained from this part of all updates"})
     compression_updates: int = II("optimization.max_update")
 
 
@@ -52,7 +53,11 @@ class CompressedTraining:
             self._compressor = Compressor(
                 load_recipe(options.compression_recipe),
                 Plan.of(
-                    options.compression_updates, options.prune_until, options.prune_interval, options.quantize_from
+                    options.compression_updates,
+                    options.prune_until,
+                    options.prune_interval,
+                    options.quantize_from,
+                    options.tie_from,
                 ),
             )
         return super().build_model(cfg, from_checkpoint)  # type: ignore[misc]
