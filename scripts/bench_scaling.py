@@ -5,8 +5,8 @@
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2,4 --record results/speed/scaling_NAME.json common.bf16=true
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --cpu          processes instead of GPUs
 
-Each count is one `lite-transformer train`; the experiment's batch is accumulated over as many batches as the largest
-count asks for, so that every run computes the same updates. Speed is the median over the log's intervals of the second
+Each count is one `lite-transformer train`; every update adds up the gradients of --batches batches, divided among the
+GPUs, so that every run computes the same updates. Speed is the median over the log's intervals of the second
 half: the first one captures CUDA graphs and reads the data for the first time.
 """
 
@@ -33,7 +33,7 @@ def train(count: int, args: argparse.Namespace, folder: Path) -> list[dict[str, 
     words = [
         sys.executable, "-m", "lite_transformer.cli.main", "train", args.config, "--data", str(args.data),
         "--save-dir", str(folder), *(["--cpu", "--processes"] if args.cpu else ["--gpus"]), str(count),
-        f"optimization.max_update={args.updates}", f"optimization.update_freq=[{math.lcm(*args.gpus)}]",
+        f"optimization.max_update={args.updates}", f"optimization.update_freq=[{args.batches}]",
         f"common.log_interval={args.interval}", "common.log_format=json", "checkpoint.no_save=true",
         "dataset.disable_validation=true", *args.overrides,
     ]  # fmt: skip
@@ -50,6 +50,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options to change")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="binarized data")
     parser.add_argument("--gpus", default="1,2", metavar="N[,N...]", help="counts to compare (default 1,2)")
+    parser.add_argument("--batches", type=int, metavar="N", help="of an update (default: the fewest all counts divide)")
     parser.add_argument("--updates", type=int, default=400, metavar="N", help="of each run (default 400)")
     parser.add_argument("--interval", type=int, default=20, metavar="N", help="updates of one sample (default 20)")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU instead of GPUs")
@@ -60,6 +61,10 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     if not all(count.isdigit() and int(count) > 0 for count in counts):
         parser.error(f"--gpus {args.gpus}: counts, such as 1,2")
     args.gpus = sorted({int(count) for count in counts})
+    fewest = math.lcm(*args.gpus)
+    args.batches = fewest if args.batches is None else args.batches
+    if args.batches < 1 or args.batches % fewest:
+        parser.error(f"--batches {args.batches}: a multiple of {fewest} is needed, each GPU takes an equal part")
     if args.updates < 2 * args.interval:
         parser.error(f"--updates {args.updates}: at least two intervals, {2 * args.interval}, are needed")
     return args

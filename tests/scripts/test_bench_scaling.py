@@ -67,7 +67,11 @@ def test_a_training_that_fails_says_why(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "text"),
-    [(["--gpus", "1,x"], "--gpus 1,x: counts, such as 1,2"), (["--updates", "20"], "--updates 20: at least two")],
+    [
+        (["--gpus", "1,x"], "--gpus 1,x: counts, such as 1,2"),
+        (["--updates", "20"], "--updates 20: at least two"),
+        (["--gpus", "2,3", "--batches", "9"], "--batches 9: a multiple of 6"),
+    ],
 )
 def test_bad_arguments_are_named(words, text, capsys):
     with pytest.raises(SystemExit, match="2"):
