@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -147,8 +148,8 @@ def convert_model(loaded: Any, out: Path, vmap: Path | None) -> None:
     from ctranslate2.specs.common_spec import Activation
     from ctranslate2.specs.transformer_spec import TransformerSpec
 
-    model, task = loaded.models[0], loaded.task
-    model.requires_grad_(False)
+    # a copy: the converter quantizes the arrays where they are
+    model, task = copy.deepcopy(loaded.models[0]).requires_grad_(False), loaded.task
     encoder, decoder = model.encoder, model.decoder
     layer = decoder.layers[0]
     spec = TransformerSpec.from_config(
