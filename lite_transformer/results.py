@@ -23,6 +23,7 @@ from typing import Any
 
 from data_prep.io import atomic_open, read_json, sha256, write_json
 from lite_transformer import speed
+from lite_transformer.compression import tables as compression
 from lite_transformer.errors import DataError
 
 RUNS = "runs"
@@ -464,7 +465,7 @@ def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
 
 # --- summaries inside other files ----------------------------------------------------------------------------------
 
-_BLOCK = re.compile(r"(<!-- (?P<kind>results|speed): (?P<name>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>results|speed|compression): (?P<name>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SPLIT = "test"
 
 
@@ -513,7 +514,8 @@ def render_summary(rows: Sequence[Row]) -> str:
 def render_blocks(text: str, folder: Path, where: str) -> str:
     """The text with every block between '<!-- results: TASK -->' and '<!-- end -->' filled from the records.
 
-    '<!-- speed: NAME -->' is filled from the benchmark record ``speed/NAME.json``.
+    '<!-- speed: NAME -->' is filled from the benchmark record ``speed/NAME.json``, '<!-- compression: TASK -->' from
+    the records of that task in ``compression``.
 
     Raises: DataError if a block names a task without records.
     """
@@ -522,6 +524,8 @@ def render_blocks(text: str, folder: Path, where: str) -> str:
     def fill(block: re.Match[str]) -> str:
         if block["kind"] == "speed":
             return f"{block[1]}\n{speed.render(folder, block['name'])}\n{block[4]}"
+        if block["kind"] == "compression":
+            return f"{block[1]}\n{compression.render(folder, block['name'])}\n{block[4]}"
         if block["name"] not in tasks:
             raise DataError(f"{where}: results of unknown task '{block['name']}'. Known: {', '.join(tasks)}")
         return f"{block[1]}\n{render_summary(tasks[block['name']])}\n{block[4]}"
@@ -605,7 +609,7 @@ def write_plots(folder: Path) -> list[Path]:
         temporary.replace(path)
         pyplot.close(figure)
         written.append(path)
-    return written
+    return written + compression.write_plots(folder, folder / PLOTS)
 
 
 def _file_name(task: str) -> str:

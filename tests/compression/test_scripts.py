@@ -9,10 +9,13 @@ import sys
 import pytest
 import torch
 
+from data_prep.io import sha256
+from lite_transformer import results
 from lite_transformer.cli.main import main
-from lite_transformer.compression import apply, packed
+from lite_transformer.compression import apply, packed, tables
 from lite_transformer.compression.packed import PackedModel
 from lite_transformer.compression.recipes import load_recipe
+from lite_transformer.errors import DataError
 from tests.helpers.commands import ROOT
 from tests.helpers.models import tiny_model
 
@@ -110,15 +113,68 @@ def test_every_recipe_is_measured_on_a_trained_model(
     monkeypatch.setattr(bench_compression, "command", in_this_process)
     shutil.copytree(tiny_data, tmp_path / "bin")
     shutil.copytree(tiny_raw, tmp_path / "raw")
-    record, plot = tmp_path / "record.json", tmp_path / "plot.png"
-    words = [tiny_checkpoint, "--data", tmp_path / "bin", "--cpu", "--beam", 1, "--record", record, "--plot", plot]
+    folder, files = tmp_path / "results", tmp_path / "files"
+    record = folder / "compression" / "tiny.json"
+    words = [tiny_checkpoint, "--data", tmp_path / "bin", "--cpu", "--beam", 1, "--record", record, "--files", files]
     words += ["--recipes", "int8", "--trained", f"tiny={tiny_checkpoint}"]
     assert bench_compression.main(list(map(str, words))) == 0
-    fp32, int8, tiny = json.loads(record.read_text())["rows"]
+    found = json.loads(record.read_text())
+    fp32, int8, tiny = found["rows"]
     assert [row["recipe"] for row in (fp32, int8, tiny)] == ["fp32", "int8", "tiny"]
-    assert [row["trained"] for row in (fp32, int8, tiny)] == [True, False, True]
+    assert [row["trained"] for row in (fp32, int8, tiny)] == [False, False, True]
     assert fp32["file_bytes"] > int8["file_bytes"] > int8["core_file_bytes"] > 0 and len(int8["steps"]) == 4
-    assert all(0 <= row["p_value"] <= 1 for row in (int8, tiny)) and plot.stat().st_size > 5000
+    assert int8["file_bytes"] == (files / "int8" / "model.ltpack").stat().st_size
+    assert tiny["sha256"] == sha256(files / "tiny.trained" / "model.ltpack")
+    assert all(0 <= row["p_value"] <= 1 for row in (int8, tiny))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and all(line.count("|") == 12 for line in lines)
-    assert lines[3].startswith("| int8 | no | ") and lines[4].startswith("| tiny | yes | ")
+    assert len(lines) == 5 and all(line.count("|") == 17 for line in lines)
+    assert "| int8 | no | " in lines[3] and "| tiny | yes | " in lines[4]
+    # the record is what the block of a page and the plot are made of
+    assert found["task"] == f"{tmp_path.name}-de-en" and found["model"].startswith("lite_transformer") and found["seed"]
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- compression: {found['task']} -->\n<!-- end -->\n")
+    results.write_blocks(page, folder)
+    assert page.read_text().splitlines()[2:-2] == lines
+    (plot,) = tables.write_plots(folder, tmp_path / "plots")
+    assert plot.name == f"{found['task']}-compression.png" and plot.stat().st_size > 5000
+
+
+def record_of(seed: int, score: float, model: str = "small", **more) -> dict:
+    dense = {"recipe": "fp32", "trained": False, "file_bytes": 4_000_000, "scores": {"sacrebleu": 40.0 + seed}}
+    packed_file = {
+        "recipe": "int8", "trained": True, "core_file_bytes": 500_000, "file_bytes": 1_000_000 + 200_000 * seed,
+        "core_ratio": 4.0, "ratio": 4.0, "core_sparsity": 0.25, "core_bits_per_parameter": 8.0,
+        "embeddings_bits_per_parameter": 8.0, "compress_seconds": 1.0, "load_seconds": 0.1,
+        "scores": {"sacrebleu": score}, "p_value": 0.5,
+    }  # fmt: skip
+    return {"benchmark": "compression", "task": "t", "model": model, "seed": seed, "rows": [dense, packed_file]} | more
+
+
+def test_seeds_of_a_model_are_one_row():
+    text = tables.render_records([record_of(1, 41.1), record_of(2, 41.8), record_of(1, 30.0, "other")])
+    small, int8, other, _ = (line.split(" | ") for line in text.splitlines()[2:])
+    assert small[0] == "| small" and small[10:13] == ["2", "41.50 (41.00 to 42.00)", ""]
+    assert int8[1:8] == ["int8", "yes", "0.500", "4.0", "1.300", "4.0", "25 %"]
+    assert int8[10:14] == ["2", "41.45 (41.10 to 41.80)", "-0.05 (-0.20 to +0.10)", "0.500, 0.500"]
+    assert other[0] == "| other"
+
+
+def test_records_that_cannot_be_shown_are_named(tmp_path):
+    folder = tmp_path / "compression"
+    folder.mkdir()
+    (folder / "fuzz.json").write_text('{"inputs": 3}')
+    (folder / "a.json").write_text(json.dumps(record_of(1, 41.0)))
+    assert tables.render(tmp_path, "t").count("\n") == 4
+    with pytest.raises(DataError, match=r"no record of compression of 'u' in .*compression. Known: t"):
+        tables.render(tmp_path, "u")
+    broken = record_of(1, 41.0)
+    del broken["rows"][0]
+    with pytest.raises(DataError, match=r"not a record of bench_compression.py \(StopIteration"):
+        tables.render_records([broken])
+
+
+def test_records_of_the_repository_can_be_shown():
+    for record in RESULTS.glob("*.json"):
+        content = json.loads(record.read_text())
+        if content.get("benchmark") == "compression":
+            assert len(tables.rows_of([content])) == len(content["rows"]) > 1 and content["commit"]
