@@ -5,24 +5,30 @@
   scripts/bench_training.py --arch A,B,C --precision amp --record results/speed/NAME.json --plot results/speed/NAME.svg
   scripts/bench_training.py --arch lite_transformer_iwslt_de_en --profile profile.json
   scripts/bench_training.py --arch lite_transformer_wmt_en_de,transformer_wmt_en_de_527m --generate
+  scripts/bench_training.py --arch linux_docs_lite_large,linux_docs_transformer_large --vocabulary 28544 \
+    --tokens-per-sample 1024,3072 --max-tokens 6144 --precision bf16
 
-Every training step is one of fairseq's own Trainer. Variants take turns in one process, round by round, on the same
-batches:
+A system is an architecture, or the model of an experiment of configs/. Every training step is one of fairseq's own
+Trainer. Variants take turns in one process, round by round, on the same batches:
 
   plain   fairseq's encoder and decoder pass, its Adam, plain torch convolutions, no CUDA graphs
   eager   ours without CUDA graphs
   ours    what `fairseq-train --user-dir lite_transformer --optimizer fused_adam` does
 
 Every batch shape comes back in each round, and rounds before the first measured one capture them, so the figures are
-those of a long run. Batches come from --data, or are drawn with the lengths of a usual corpus.
+those of a long run. In those rounds each variant is alone on the card, which gives its peak memory: what the allocator
+held of it, graphs included. Batches come from --data, or are drawn: sentence pairs with the lengths of a usual corpus;
+for language models, blocks of --tokens-per-sample tokens of words as frequent as a language's.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import gc
 import logging
 import math
-import random
 import sys
 import tempfile
 import time
@@ -32,44 +38,54 @@ from types import MethodType
 from typing import Any
 
 import torch
+from _bench_data import Update, draw_updates, drawn_pairs, drawn_text, read_training_set
 from _benchmark import device_name, provenance, summary
 from fairseq import options, utils
-from fairseq.data import Dictionary, LanguagePairDataset, data_utils
+from fairseq.data import LanguagePairDataset, MonolingualDataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
-import lite_transformer.models  # noqa: F401  (registers our models)
 from data_prep.io import write_json
+from lite_transformer import training
+from lite_transformer.cli.macs import parse_settings
+from lite_transformer.errors import ConfigError, LiteTransformerError
 from lite_transformer.macs.closed_form import closed_form
-from lite_transformer.models.architectures import find_architecture
+from lite_transformer.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from lite_transformer.models.lite_transformer import resolved_config
 from lite_transformer.modules import MultiheadAttention
+
+Data = LanguagePairDataset | MonolingualDataset
 
 VARIANTS = ("plain", "eager", "ours")
 PRECISIONS = {"fp32": [], "fp16": ["--fp16"], "bf16": ["--bf16"], "amp": ["--amp"]}
 # How far losses of one batch may be apart, relatively.
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "amp": 5e-3}
-# Dense peak of an H100 SXM in TFLOP/s; tf32 is what fp32 training may use, not what it uses unless asked to.
-H100_PEAKS = {"fp32": 67.0, "fp16": 989.0, "bf16": 989.0, "amp": 989.0}
+# Dense peak of an H100 SXM or an H200 in TFLOP/s; tf32 is what fp32 training may use, not what it uses unless asked to.
+HOPPER_PEAKS = {"fp32": 67.0, "fp16": 989.0, "bf16": 989.0, "amp": 989.0}
 
 
 def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--arch", required=True, metavar="NAME[,NAME...]", help="architectures, one after the other")
+    add("--arch", required=True, metavar="NAME[,NAME...]", help="architectures or experiments, one after the other")
     add("--variants", default=",".join(VARIANTS), metavar="NAME[,NAME...]", help=f"of {', '.join(VARIANTS)}")
     add("--max-tokens", type=int, default=4096, metavar="N", help="tokens in a batch, padding included (default 4096)")
+    add("--tokens-per-sample", metavar="N[,N...]", help="of language models: lengths of a block (default 1024)")
     add("--update-freq", type=int, default=1, metavar="N", help="batches an update (default 1)")
     add("--precision", choices=sorted(PRECISIONS), default="fp32")
     add("--cuda-graphs", choices=("auto", "off"), default="auto", help="of the variant 'ours'")
     add("--conv-backend", choices=("auto", "triton", "reference"), default="auto", help="of 'eager' and 'ours'")
     add("--optimizer", choices=("fused_adam", "adam"), default="fused_adam", help="of 'eager' and 'ours'")
     add("--clip-norm", type=float, default=0.0, metavar="X")
-    add("--model", action="append", default=[], metavar="NAME=VALUE", help="an option of the model, such as dropout=0")
+    add(
+        "--model", action="append", default=[], metavar="NAME=VALUE", help="an option of every model, such as dropout=0"
+    )
     add("--data", type=Path, metavar="BIN", help="binarized data; drawn sentences unless given")
     add("--vocabulary", type=int, metavar="N", help="types of each drawn dictionary (default: the architecture's)")
     add("--batches", type=int, default=64, metavar="N", help="batches, the same in every round (default 64)")
@@ -78,12 +94,12 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--generate", action="store_true", help="measure greedy and beam-5 search instead of training")
     add("--generate-length", type=int, default=30, metavar="N", help="tokens of each translation (default 30)")
     add("--sentences", type=int, default=128, metavar="N", help="sentences in a batch of the search (default 128)")
-    add("--peak-tflops", type=float, metavar="X", help="of the card (default: known for an H100)")
+    add("--peak-tflops", type=float, metavar="X", help="of the card (default: known for H100 and H200)")
     add("--seed", type=int, default=1)
     add("--cpu", action="store_true")
     add("--commit", metavar="HASH", help="of the code, where there is no git checkout")
     add("--record", type=Path, metavar="FILE", help="write all samples as JSON, such as results/speed/NAME.json")
-    add("--plot", type=Path, metavar="FILE.svg", help="updates a second against model size")
+    add("--plot", type=Path, metavar="FILE.svg", help="speed against model size, a line for each kind and variant")
     add("--profile", type=Path, metavar="FILE", help="profile some steps of each variant into a JSON summary")
     args = parser.parse_args(words)
     args.arch = [name for name in args.arch.split(",") if name]
@@ -91,6 +107,10 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name in args.variants:
         if name not in VARIANTS:
             parser.error(f"--variants: '{name}' is none of {', '.join(VARIANTS)}")
+    lengths = (args.tokens_per_sample or str(min(1024, args.max_tokens))).split(",")
+    if not all(length.isdigit() and 2 <= int(length) <= args.max_tokens for length in lengths):
+        parser.error(f"--tokens-per-sample {args.tokens_per_sample}: lengths of 2 to --max-tokens {args.max_tokens}")
+    args.tokens_per_sample = [int(length) for length in lengths]
     for name in ("batches", "rounds", "max_tokens", "update_freq", "sentences", "generate_length"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
@@ -99,71 +119,86 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-# --- data ---
+# --- what is measured ---
 
 
-def drawn_lengths(count: int, generator: random.Random) -> list[tuple[int, int]]:
-    """(source, target) lengths of ``count`` sentence pairs: log-normal, about 25 tokens on average, at most 175."""
-    pairs = []
-    for _ in range(count):
-        source = min(175, max(2, round(generator.lognormvariate(3.0, 0.62))))
-        pairs.append((source, min(175, max(2, round(source * generator.gauss(1.0, 0.18) + generator.gauss(0, 2))))))
-    return pairs
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A model: an architecture and the options that differ from its own.
+
+    Attributes:
+        name: what was typed: the architecture's, or an experiment's.
+        tokens_per_sample: length of a language model's blocks; None for translation.
+    """
+
+    name: str
+    architecture: Architecture
+    options: dict[str, Any]
+    tokens_per_sample: int | None
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The complete configuration."""
+        return resolved_config(self.architecture.name, **self.options)
+
+    @property
+    def adaptive(self) -> bool:
+        return getattr(self.config, "adaptive_softmax_cutoff", None) is not None
+
+    @property
+    def title(self) -> str:
+        return self.name + (f", {self.tokens_per_sample} tokens a sample" if self.tokens_per_sample else "")
+
+    def sizes(self, dataset: Data) -> dict[str, int]:
+        """Mult-Adds at the lengths of the architecture's data set, and parameters without embeddings."""
+        data = self.architecture.data
+        report = closed_form(self.config, data.source_length, data.target_length, *vocabularies(dataset))
+        return {"macs": report.macs, "core_params": report.params_core}
 
 
-def drawn_dataset(arch: str, args: argparse.Namespace) -> LanguagePairDataset:
-    """Sentence pairs of random words, enough for the batches."""
-    data = find_architecture(arch).data
-    sizes = [args.vocabulary or size for size in (data.source_vocab, data.target_vocab)]
-    dictionaries = []
-    for size in sizes:
-        dictionary = Dictionary()
-        for number in range(size - len(dictionary)):
-            dictionary.add_symbol(f"w{number}")
-        dictionaries.append(dictionary)
-    generator = random.Random(args.seed)
-    count = max(args.sentences, 3 * args.batches * args.update_freq * args.max_tokens // 25)
-    pairs = drawn_lengths(count, generator)
-    numbers = torch.Generator().manual_seed(args.seed)
+def find_systems(args: argparse.Namespace) -> list[System]:
+    """All that --arch names, a language model once for each length of a block.
 
-    def sentences(side: int) -> list[torch.Tensor]:
-        dictionary = dictionaries[side]
-        lengths = [min(pair[side], args.max_tokens) for pair in pairs]
-        words = torch.randint(dictionary.nspecial, len(dictionary), (sum(lengths),), generator=numbers)
-        made = list(words.split(lengths))
-        for sentence in made:
-            sentence[-1] = dictionary.eos()
-        return made
-
-    source, target = sentences(0), sentences(1)
-    return LanguagePairDataset(
-        source, [len(s) for s in source], dictionaries[0], target, [len(s) for s in target], dictionaries[1],
-        left_pad_source=True, left_pad_target=False,
-    )  # fmt: skip
+    Raises: UnknownArchitectureError, ConfigError.
+    """
+    found = []
+    for name in args.arch:
+        chosen: dict[str, Any] = {}
+        if name not in ARCHITECTURES and name in training.known_configs():
+            model = OmegaConf.to_container(training.read_config(training.find_config(name)).model)
+            chosen = dict(model) if isinstance(model, dict) else {"_name": model}
+        architecture = find_architecture(chosen.pop("_name", name))
+        chosen |= parse_settings(architecture.name, args.model)
+        if args.generate and architecture.is_language_model:
+            raise ConfigError(f"--generate measures translation; {name} is a language model")
+        lengths = args.tokens_per_sample if architecture.is_language_model else [None]
+        found += [System(name, architecture, chosen, length) for length in lengths]
+    return found
 
 
-def read_dataset(data: Path) -> LanguagePairDataset:
-    """The training set of a binarized folder."""
-    source, target = data_utils.infer_language_pair(str(data))
-    parser = options.get_training_parser()
-    words = [str(data), "--arch", "transformer_multi30k", "--source-lang", source, "--target-lang", target]
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, words))
-    task = TranslationTask.setup_task(cfg.task)
-    task.load_dataset("train")
-    return task.datasets["train"]
+def dataset_of(system: System, args: argparse.Namespace) -> Data:
+    """The training set of --data, or one that is drawn."""
+    if args.data is not None:
+        return read_training_set(args.data, system.tokens_per_sample)
+    data = system.architecture.data
+    if system.tokens_per_sample is not None:
+        a_batch = args.max_tokens // system.tokens_per_sample
+        types = args.vocabulary or data.target_vocab
+        return drawn_text(types, args.batches * args.update_freq * a_batch, system.tokens_per_sample, args.seed)
+    types = (args.vocabulary or data.source_vocab, args.vocabulary or data.target_vocab)
+    tokens = args.batches * args.update_freq * args.max_tokens
+    return drawn_pairs(types, tokens, args.sentences, args.max_tokens, args.seed)
 
 
-def draw_batches(dataset: LanguagePairDataset, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
-    """Updates of ``update_freq`` batches each, as fairseq would form them, a random part of an epoch."""
-    groups = dataset.batch_by_size(
-        dataset.ordered_indices(), max_tokens=args.max_tokens, required_batch_size_multiple=8
-    )
-    chosen = random.Random(args.seed).sample(list(groups), min(len(groups), args.batches * args.update_freq))
-    batches = [dataset.collater([dataset[i] for i in group]) for group in chosen]
-    if not args.cpu:
-        batches = [utils.apply_to_sample(lambda tensor: tensor.pin_memory(), batch) for batch in batches]
-    step = args.update_freq
-    return [batches[i : i + step] for i in range(0, len(batches) - step + 1, step)]
+def dictionary_of(dataset: Data) -> Any:
+    """The target's."""
+    return dataset.vocab if isinstance(dataset, MonolingualDataset) else dataset.tgt_dict
+
+
+def vocabularies(dataset: Data) -> tuple[int, int]:
+    """Sizes of the source and the target dictionary; a language model has no source."""
+    source = 0 if isinstance(dataset, MonolingualDataset) else len(dataset.src_dict)
+    return source, len(dictionary_of(dataset))
 
 
 # --- models ---
@@ -171,36 +206,42 @@ def draw_batches(dataset: LanguagePairDataset, args: argparse.Namespace) -> list
 
 def use_fairseqs_pass(model: Any) -> None:
     """Gives a model the encoder and decoder pass of fairseq, which asks the device about padding."""
-    encoder, decoder = model.encoder, model.decoder
-    encoder.forward_embedding = MethodType(TransformerEncoderBase.forward_embedding, encoder)
-    encoder.forward = MethodType(TransformerEncoderBase.forward_scriptable, encoder)
+    if hasattr(model, "encoder"):
+        encoder = model.encoder
+        encoder.forward_embedding = MethodType(TransformerEncoderBase.forward_embedding, encoder)
+        encoder.forward = MethodType(TransformerEncoderBase.forward_scriptable, encoder)
+    decoder = model.decoder
     decoder.extract_features = MethodType(TransformerDecoderBase.extract_features_scriptable, decoder)
     for module in model.modules():
         if isinstance(module, MultiheadAttention):
             module.fuse_projections = False
 
 
-def make_trainer(arch: str, variant: str, dataset: LanguagePairDataset, args: argparse.Namespace) -> Trainer:
-    """fairseq's Trainer for one variant of an architecture."""
+def make_trainer(system: System, variant: str, dataset: Data, args: argparse.Namespace) -> Trainer:
+    """fairseq's Trainer for one variant of a system."""
     plain = variant == "plain"
-    graphs = args.cuda_graphs if variant == "ours" else "off"
+    model_options = system.options | {"cuda_graphs": args.cuda_graphs if variant == "ours" else "off"}
+    if system.architecture.model.startswith("lite_transformer"):
+        model_options["conv_backend"] = "reference" if plain else args.conv_backend
     words = [
-        tempfile.gettempdir(), "--arch", arch, "--task", "translation", "--source-lang", "a", "--target-lang", "b",
-        "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1",
+        tempfile.gettempdir(), "--arch", system.architecture.name, *_flags(model_options),
         "--optimizer", "adam" if plain else args.optimizer, "--adam-betas", "(0.9, 0.98)", "--weight-decay", "0.0001",
         "--clip-norm", str(args.clip_norm), "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000",
         "--lr", "0.0005", "--max-tokens", str(args.max_tokens), "--update-freq", str(args.update_freq),
-        "--seed", str(args.seed), "--cuda-graphs", graphs, *PRECISIONS[args.precision],
-        *(["--cpu"] if args.cpu else []),
+        "--seed", str(args.seed), *PRECISIONS[args.precision], *(["--cpu"] if args.cpu else []),
     ]  # fmt: skip
-    if find_architecture(arch).model == "lite_transformer":
-        words += ["--conv-backend", "reference" if plain else args.conv_backend]
-    for setting in args.model:
-        name, _, value = setting.partition("=")
-        words += [f"--{name.replace('_', '-')}", *([value] if value else [])]
+    if system.tokens_per_sample is None:
+        words += ["--task", "translation", "--source-lang", "a", "--target-lang", "b"]
+        words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+    else:
+        words += ["--task", "language_modeling", "--tokens-per-sample", str(system.tokens_per_sample)]
+        words += ["--criterion", "adaptive_loss" if system.adaptive else "cross_entropy", "--ddp-backend", "legacy_ddp"]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
     cfg.common.tpu = False  # fairseq's flags take bf16 for a sign of one
-    task = TranslationTask(cfg.task, dataset.src_dict, dataset.tgt_dict)
+    if isinstance(dataset, MonolingualDataset):
+        task: Any = LanguageModelingTask(cfg.task, dataset.vocab, dataset.vocab, targets=["future"])
+    else:
+        task = TranslationTask(cfg.task, dataset.src_dict, dataset.tgt_dict)
     torch.manual_seed(args.seed)
     model = task.build_model(cfg.model)
     if plain:
@@ -210,38 +251,51 @@ def make_trainer(arch: str, variant: str, dataset: LanguagePairDataset, args: ar
     return trainer
 
 
-def flops_of(arch: str, updates: list[list[dict[str, Any]]], dataset: LanguagePairDataset, args: Any) -> list[float]:
+def _flags(chosen: dict[str, Any]) -> list[str]:
+    """Options as flags; a switch is typed if it is on."""
+    words: list[str] = []
+    for name, value in chosen.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif value is not None:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return words
+
+
+def flops_of(system: System, updates: list[Update], dataset: Data, softmax: Any = None) -> list[float]:
     """Floating-point operations that the model needs for each update: real tokens only, no recomputation.
 
     Two for each multiply-add of the forward pass, the projection to the vocabulary included, and twice that backward.
+    ``softmax``: the model's, if it is adaptive; it computes a rare band only for the tokens that are of it.
     """
-    overrides = dict(setting.partition("=")[::2] for setting in args.model)
-    config = resolved_config(arch, **{name: _number(value) for name, value in overrides.items()})
+    sizes, pad = vocabularies(dataset), dictionary_of(dataset).pad()
     known: dict[tuple[int, int], int] = {}
     totals = []
     for update in updates:
         macs = 0
         for batch in update:
-            source = batch["net_input"]["src_lengths"].tolist()
-            target = batch["target"].ne(dataset.tgt_dict.pad()).sum(dim=1).tolist()
+            real = batch["target"].ne(pad)
+            target = real.sum(dim=1).tolist()
+            source = [0] * len(target) if sizes[0] == 0 else batch["net_input"]["src_lengths"].tolist()
             for pair in zip(source, target, strict=True):
                 if pair not in known:
-                    report = closed_form(config, *pair, len(dataset.src_dict), len(dataset.tgt_dict))
-                    extra = {part.name: part.macs for part in report.not_counted}
-                    known[pair] = report.macs + extra.get("output projection", 0)
+                    report = closed_form(system.config, *pair, *sizes)
+                    known[pair] = report.macs + (report.output_macs if softmax is None else 0)
                 macs += known[pair]
+            if softmax is not None:
+                macs += softmax_macs(softmax, batch["target"][real])
         totals.append(6.0 * macs)
     return totals
 
 
-def _number(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            return text or True
+def softmax_macs(softmax: Any, target: torch.Tensor) -> int:
+    """Multiply-adds of an adaptive softmax for these targets (N,): a weight is used once for each token of its band."""
+    macs = target.numel() * sum(weight.numel() for weight in softmax.head.parameters())
+    for start, end, tail in zip(softmax.cutoff, softmax.cutoff[1:], softmax.tail, strict=False):
+        inside = int((target.ge(start) & target.lt(end)).sum())
+        macs += inside * sum(weight.numel() for weight in tail.parameters())
+    return macs
 
 
 # --- measuring ---
@@ -252,18 +306,18 @@ def synchronize(args: argparse.Namespace) -> None:
         torch.cuda.synchronize()
 
 
-def check_parity(arch: str, trainers: dict[str, Trainer], batch: dict[str, Any], args: argparse.Namespace) -> None:
+def check_parity(name: str, trainers: dict[str, Trainer], batch: dict[str, Any], precision: str) -> None:
     """Ends the program if the variants, untrained yet, do not give one loss: then their speed means nothing."""
     losses = {}
     for variant, trainer in trainers.items():
         with metrics.aggregate(new_root=True):
             losses[variant] = float(trainer.valid_step(batch)["loss"])
     first = next(iter(losses.values()))
-    if any(abs(loss - first) > TOLERANCE[args.precision] * abs(first) for loss in losses.values()):
-        raise SystemExit(f"{arch}: the variants disagree on the loss of the same batch, {losses}: nothing is measured")
+    if any(abs(loss - first) > TOLERANCE[precision] * abs(first) for loss in losses.values()):
+        raise SystemExit(f"{name}: the variants disagree on the loss of the same batch, {losses}: nothing is measured")
 
 
-def train_round(trainer: Trainer, updates: list[list[dict[str, Any]]], args: argparse.Namespace, bar: tqdm) -> float:
+def train_round(trainer: Trainer, updates: list[Update], args: argparse.Namespace, bar: tqdm) -> float:
     """Seconds for one pass over all updates, with the logging that fairseq-train does at each."""
     synchronize(args)
     started = time.perf_counter()
@@ -277,39 +331,76 @@ def train_round(trainer: Trainer, updates: list[list[dict[str, Any]]], args: arg
     return seconds
 
 
-def bench_training(arch: str, args: argparse.Namespace, dataset: LanguagePairDataset) -> dict[str, Any]:
-    """Figures of every variant of one architecture."""
-    updates = draw_batches(dataset, args)
-    trainers = {variant: make_trainer(arch, variant, dataset, args) for variant in args.variants}
-    check_parity(arch, trainers, updates[0][0], args)
-    rounds = args.warm_up_rounds + args.rounds
+def allocated(args: argparse.Namespace) -> int:
+    """Bytes of all tensors on the card; 0 without one."""
+    return 0 if args.cpu else torch.cuda.memory_allocated()
+
+
+def warm_up(
+    trainer: Trainer, own: int, updates: list[Update], args: argparse.Namespace, bar: tqdm
+) -> dict[str, float] | None:
+    """The unmeasured rounds of one variant; returns how much memory they took at most, in GB, None on a CPU.
+
+    ``allocated``: by tensors. ``reserved``: what the allocator held for them and for the graphs, and what lay between.
+    What was there before, other variants' models, is not counted; this one's, of ``own`` bytes, is.
+    """
+    if not args.cpu:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() - own, torch.cuda.memory_reserved() - own
+    for _ in range(args.warm_up_rounds):
+        train_round(trainer, updates, args, bar)
+    if args.cpu:
+        return None
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    names = ("allocated", "reserved")
+    return {name: (peak - start) / 1e9 for name, peak, start in zip(names, peaks, before, strict=True)}
+
+
+def bench_training(system: System, args: argparse.Namespace, dataset: Data) -> dict[str, Any]:
+    """Figures of every variant of one system."""
+    prepare = None if args.cpu else torch.Tensor.pin_memory
+    updates = draw_updates(dataset, args.batches, args.update_freq, args.max_tokens, args.seed, prepare)
+    trainers: dict[str, Trainer] = {}
+    own: dict[str, int] = {}
+    for variant in args.variants:
+        before = allocated(args)
+        trainers[variant] = make_trainer(system, variant, dataset, args)
+        own[variant] = allocated(args) - before
+    check_parity(system.title, trainers, updates[0][0], args.precision)
     seconds: dict[str, list[float]] = {variant: [] for variant in trainers}
-    with tqdm(total=rounds * len(updates) * len(trainers), desc=arch, unit="update", disable=None) as bar:
-        for number in range(rounds):
+    # freed memory went back to the card after the variant's own rounds: one more in turns, before any is measured
+    together = args.rounds + (0 if args.cpu else 1)
+    total = (args.warm_up_rounds + together) * len(updates) * len(trainers)
+    with tqdm(total=total, desc=system.title, unit="update", disable=None) as bar:
+        memory = {variant: warm_up(trainer, own[variant], updates, args, bar) for variant, trainer in trainers.items()}
+        for _ in range(together):
             for variant, trainer in trainers.items():
-                elapsed = train_round(trainer, updates, args, bar)
-                if number >= args.warm_up_rounds:
-                    seconds[variant].append(elapsed)
+                seconds[variant].append(train_round(trainer, updates, args, bar))
     tokens = sum(batch["ntokens"] for update in updates for batch in update)
-    flops = sum(flops_of(arch, updates, dataset, args))
+    softmax = next(iter(trainers.values())).get_model().decoder.adaptive_softmax
+    flops = sum(flops_of(system, updates, dataset, softmax))
     peak = peak_tflops(args)
-    row = find_architecture(arch)
     result: dict[str, Any] = {
-        "arch": arch,
-        "macs": row.macs,
-        "core_params": row.core_params,
+        "arch": system.name,
+        "tokens_per_sample": system.tokens_per_sample,
+        **system.sizes(dataset),
         "updates_per_round": len(updates),
         "target_tokens_per_update": tokens / len(updates),
         "model_tflop_per_update": flops / len(updates) / 1e12,
         "variants": {},
     }
-    for variant, times in seconds.items():
+    for variant, all_times in seconds.items():
+        times = all_times[-args.rounds :]
         tflops = [flops / t / 1e12 for t in times]
         result["variants"][variant] = {
             "updates_per_second": summary([len(updates) / t for t in times]),
             "target_tokens_per_second": summary([tokens / t for t in times]),
             "model_tflops": summary(tflops),
             "model_flops_utilisation": summary([value / peak for value in tflops]) if peak else None,
+            "peak_memory_gigabytes": memory[variant],
             "captured_batch_shapes": len(trainers[variant].get_model().graphs._passes),
         }
     print_table(result)
@@ -318,7 +409,7 @@ def bench_training(arch: str, args: argparse.Namespace, dataset: LanguagePairDat
     return result
 
 
-def profile(trainer: Trainer, updates: list[list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, Any]:
+def profile(trainer: Trainer, updates: list[Update], args: argparse.Namespace) -> dict[str, Any]:
     """Where the time of a step goes: launches, how busy the GPU is, and the operators that take longest."""
     from torch.profiler import ProfilerActivity
 
@@ -373,9 +464,9 @@ def _covered(events: list[Any]) -> float:
     return total
 
 
-def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairDataset) -> dict[str, Any]:
+def bench_generation(system: System, args: argparse.Namespace, dataset: LanguagePairDataset) -> dict[str, Any]:
     """Sentences a second of an untrained model, which may not end a translation early."""
-    trainer = make_trainer(arch, "ours", dataset, args)
+    trainer = make_trainer(system, "ours", dataset, args)
     model = trainer.get_model().eval()
     model.prepare_for_inference_(trainer.cfg)
     dtype = {"fp16": torch.half, "bf16": torch.bfloat16}.get(args.precision, torch.float32)
@@ -384,8 +475,7 @@ def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairD
     if not args.cpu:
         batch = utils.move_to_cuda(batch)
     count = batch["nsentences"]
-    row = find_architecture(arch)
-    result: dict[str, Any] = {"arch": arch, "macs": row.macs, "core_params": row.core_params, "variants": {}}
+    result: dict[str, Any] = {"arch": system.name, **system.sizes(dataset), "variants": {}}
     length = args.generate_length
     for name, beam in (("greedy", 1), ("beam 5", 5)):
         search = argparse.Namespace(
@@ -394,7 +484,7 @@ def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairD
         )  # fmt: skip
         generator = trainer.task.build_generator([model], search)
         rates = []
-        for number in tqdm(range(args.warm_up_rounds + args.rounds), desc=f"{arch} {name}", disable=None):
+        for number in tqdm(range(args.warm_up_rounds + args.rounds), desc=f"{system.name} {name}", disable=None):
             synchronize(args)
             started = time.perf_counter()
             with torch.no_grad():
@@ -413,7 +503,8 @@ def bench_generation(arch: str, args: argparse.Namespace, dataset: LanguagePairD
 def peak_tflops(args: argparse.Namespace) -> float | None:
     if args.peak_tflops is not None:
         return args.peak_tflops
-    return H100_PEAKS[args.precision] if "H100" in device_name(args.device) and not args.cpu else None
+    hopper = not args.cpu and any(card in device_name(args.device) for card in ("H100", "H200"))
+    return HOPPER_PEAKS[args.precision] if hopper else None
 
 
 def record_of(results: list[dict[str, Any]], args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
@@ -428,43 +519,52 @@ def record_of(results: list[dict[str, Any]], args: argparse.Namespace, words: Se
 
 
 def print_table(result: dict[str, Any]) -> None:
-    print(f"{result['arch']}: {result['macs'] / 1e6:.0f}M Mult-Adds, {result['core_params'] / 1e6:.1f}M parameters")
+    length = f", {result['tokens_per_sample']} tokens a sample" if result.get("tokens_per_sample") else ""
+    size = f"{result['macs'] / 1e6:.0f}M Mult-Adds, {result['core_params'] / 1e6:.1f}M parameters"
+    print(f"{result['arch']}{length}: {size}")
     for variant, figures in result["variants"].items():
         cells = []
         for name, value in figures.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and "median" in value:
                 digits = ".1%" if "utilisation" in name else ",.1f"
                 cells.append(
                     f"{name} {format(value['median'], digits)} "
                     f"({format(value['min'], digits)}-{format(value['max'], digits)})"
                 )
+            elif isinstance(value, dict):
+                cells.append(f"{name} {', '.join(f'{part} {size:.2f}' for part, size in value.items())}")
             elif value is not None:
                 cells.append(f"{name} {value}")
         print(f"  {variant:7} {', '.join(cells)}")
 
 
 def plot(path: Path, results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Speed against Mult-Adds, a line for each variant."""
+    """Speed against Mult-Adds: a line for each kind of model, length of a block and variant."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     key = "sentences_per_second" if args.generate else "updates_per_second"
+    lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for result in results:
+        kind = "Lite Transformer" if "lite" in result["arch"] else "Transformer"
+        length = f", {result['tokens_per_sample']} tokens" if result.get("tokens_per_sample") else ""
+        for variant, figures in result["variants"].items():
+            lines.setdefault(f"{kind}{length}, {variant}", []).append((result["macs"] / 1e6, figures[key]))
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for variant in results[0]["variants"]:
-        rows = sorted((r["macs"] / 1e6, r["variants"][variant][key]) for r in results)
-        medians = [row["median"] for _, row in rows]
+    for label, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        medians = [speed["median"] for _, speed in points]
         errors = [
-            [row["median"] - row["min"] for _, row in rows],
-            [row["max"] - row["median"] for _, row in rows],
+            [speed["median"] - speed["min"] for _, speed in points],
+            [speed["max"] - speed["median"] for _, speed in points],
         ]
-        axes.errorbar([macs for macs, _ in rows], medians, yerr=errors, marker="o", capsize=3, label=variant)
-    axes.set(
-        xscale="log", ylim=(0, None), xlabel="Mult-Adds of a sentence pair (millions)", ylabel=key.replace("_", " ")
-    )
+        style = "-" if label.startswith("Lite") else "--"
+        axes.errorbar([x for x, _ in points], medians, yerr=errors, fmt=style, marker="o", capsize=3, label=label)
+    axes.set(xscale="log", ylim=(0, None), xlabel="Mult-Adds (millions)", ylabel=key.replace("_", " "))
     axes.set_title(f"{device_name(args.device)}, {args.precision}, {args.max_tokens} tokens a batch", fontsize=9)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
 
@@ -473,18 +573,23 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     args = parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
     logging.getLogger("lite_transformer").setLevel(logging.INFO)
+    training.register()
+    try:
+        systems = find_systems(args)
+    except LiteTransformerError as error:
+        print(error, file=sys.stderr)
+        return 2
     for path in (args.profile, args.record, args.plot):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     profiles = {}
-    shared = read_dataset(args.data) if args.data is not None else None
-    for arch in args.arch:
-        dataset = shared or drawn_dataset(arch, args)
-        results.append((bench_generation if args.generate else bench_training)(arch, args, dataset))
-        profiles[arch] = results[-1].pop("profile", None)
-        # after each architecture: a benchmark that is broken off keeps what it has
+    for system in systems:
+        results.append((bench_generation if args.generate else bench_training)(system, args, dataset_of(system, args)))
+        profiles[system.title] = results[-1].pop("profile", None)
+        # after each system: a benchmark that is broken off keeps what it has
         if args.record is not None:
             write_json(args.record, record_of(results, args, words))
         if args.profile is not None:
