@@ -2,11 +2,27 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 version = {}
 exec((HERE / "lite_transformer" / "__init__.py").read_text(encoding="utf-8"), version)
+
+# The native tier of `lite_transformer.edge`. Without a C++ compiler the package is installed without it. Instruction
+# sets are chosen at run time, so no option here names one.
+NATIVE = "lite_transformer/edge/native"
+native = Extension(
+    "lite_transformer.edge.native._engine",
+    sources=[f"{NATIVE}/{path.name}" for path in sorted((HERE / NATIVE).glob("*.cpp"))],
+    depends=[f"{NATIVE}/{path.name}" for end in ("h", "inl") for path in sorted((HERE / NATIVE).glob(f"*.{end}"))],
+    language="c++",
+    extra_compile_args=[
+        *("-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread", "-g0"),
+        *("-fno-math-errno", "-fno-trapping-math"),  # neither is ever read
+    ],
+    extra_link_args=["-pthread"],
+    optional=True,
+)
 
 setup(
     name="lite-transformer",
@@ -66,5 +82,6 @@ setup(
             "import-linter>=2.0,<3",
         ],
     },
+    ext_modules=[native],
     entry_points={"console_scripts": ["lite-transformer=lite_transformer.cli.main:main"]},
 )

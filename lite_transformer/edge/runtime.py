@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.text import TextPipeline
-from lite_transformer.edge.engine import Engine, OnnxEngine
+from lite_transformer.edge.engine import Engine
 from lite_transformer.edge.folder import Manifest, check_folder
 from lite_transformer.edge.search import Found, Settings, greedy, search
+from lite_transformer.edge.tiers import load_engine
 from lite_transformer.edge.vocabulary import END, Vocabulary
 from lite_transformer.errors import CheckpointError, ConfigError, DataError
 
@@ -66,13 +67,14 @@ class Translator:
         self.max_source_tokens = manifest.max_source_tokens
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int = 1) -> Translator:
+    def load(cls, folder: str | Path, threads: int = 1, engine: str = "auto") -> Translator:
         """The model in a folder that `lite-transformer export` made; every file of it is checked first.
 
         Args:
             threads: that one step of the model is computed by.
+            engine: 'native' (compiled), 'portable' (ONNX Runtime), or 'auto': native where it can run.
         Raises: CheckpointError naming the file that is missing, damaged, foreign, or of a newer format; ConfigError if
-            ``threads`` is not a positive number.
+            ``threads`` is not a positive number, or the engine cannot run here.
         """
         if not isinstance(threads, int) or threads < 1:
             raise ConfigError(f"threads {threads}: a whole number of at least 1 is needed")
@@ -92,7 +94,7 @@ class Translator:
         found = [len(words) for _, words in sides]
         if sizes != found:
             raise CheckpointError(f"{folder}: dictionaries of {found} subwords, the model has {sizes}")
-        return cls(manifest, OnnxEngine(folder, manifest, threads), *sides)
+        return cls(manifest, load_engine(engine, folder, manifest, threads), *sides)
 
     def translate(self, lines: Sequence[str], batch_size: int = 32, first: int = 1, **options: float) -> list[str]:
         """The best translation of each line, one for one and in order; an empty line stays empty.

@@ -90,14 +90,14 @@ def test_a_word_longer_than_the_model_reads(translator, monkeypatch):
 
 def test_one_bad_line_does_not_lose_the_others(translator, caplog):
     good = translator.translate(LINES)
-    step = translator.engine.step
+    encode = translator.engine.encode
 
-    def breaks(state, *arguments):
-        if state.memory[0].shape[-1] == 13:  # the longest line alone has 13 tokens
+    def breaks(source):
+        if source.shape[1] == 13:  # the longest line alone has 13 tokens
             raise RuntimeError("no memory\nfor this")
-        return step(state, *arguments)
+        return encode(source)
 
-    translator.engine.step = breaks
+    translator.engine.encode = breaks
     found = translator.translate(LINES)
     assert found == [*good[:4], "", *good[5:]]
     assert "line 5: cannot be translated, left empty (no memory for this)" in caplog.text

@@ -1,0 +1,100 @@
+// Encoding and decoding with a model.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "model.h"
+#include "threads.h"
+
+namespace lt {
+
+// Between two steps of a batch. A row is a beam of a sentence; what a row remembers of a step is written once, into the
+// step's block, and found again by the row's history: beams change their order without any copy of it.
+struct State {
+    struct Sentence {
+        int first_row, length, padding;  // its tokens among those of the batch; padding in front of them
+    };
+    std::vector<Sentence> sentences;
+    std::vector<int> alive;                               // sentences that still have rows
+    std::vector<std::unique_ptr<float[], Free>> cross;    // by decoder layer: keys and values of all tokens
+    std::vector<std::unique_ptr<float[], Free>> keys;     // by step: rows of Model::key_floats
+    std::vector<std::unique_ptr<float[], Free>> windows;  // by step modulo the longest kernel: of Model::conv_floats
+    std::vector<int> history;                             // (rows, steps): the row of each step that a row goes back to
+    int rows = 0, steps = 0;
+    bool is_broken = false;  // an error came in the middle of a step
+    std::shared_ptr<const Linear> projection;  // of the words that are allowed; null: of all
+    std::shared_ptr<const std::vector<int64_t>> words;
+};
+
+// A linear layer's input: rows, coded when an int8 layer first asks for it.
+struct Input {
+    const float* x;
+    size_t stride;
+    bool is_coded = false;
+    std::vector<uint8_t> codes;
+    std::vector<float> scale;
+    std::vector<int32_t> zero;
+};
+
+class Memory;
+
+// One batch at a time; callers of several threads wait for each other.
+class Runner {
+  public:
+    Runner(std::unique_ptr<Model> model, const Kernels& kernels, int threads);
+
+    const Model& model() const { return *model_; }
+    const Kernels& kernels() const { return kernels_; }
+    int threads() const { return pool_.threads(); }
+
+    // source: (batch, length), padded on the left. states: (batch, length, C) or null, zeros at padding.
+    std::unique_ptr<State> encode(const int64_t* source, int batch, int length, float* states);
+
+    // See `Engine.step` in engine.py; scores and found: (batch, beams, count).
+    void step(State& state, const int64_t* tokens, const int64_t* order, const int64_t* sentences, int batch, int beams,
+              int count, float* scores, int64_t* found, float* end_scores);
+
+    // Words that may be written from the next `encode` on; null: all.
+    void restrict_to(const int64_t* ids, int count);
+
+  private:
+    struct Job {
+        const Linear* w;
+        Input* x;
+        float* y;
+        size_t y_stride;
+        bool relu;
+    };
+
+    template <typename Work>
+    void each_row(int rows, size_t cost, size_t floats, size_t pointers, const Work& work);
+    void linears(const std::vector<Job>& jobs, int rows);
+    void code(Input& input, int width, int rows);
+    void layer(const Layer& layer, const Side& side, int rows, Memory& memory);
+    void self_attention(const Layer& layer, const float* x, int dim, int rows, Memory& memory, float* out);
+    void cross_attention(const Layer& layer, const float* x, int dim, int rows, Memory& memory, float* out);
+    void feed_forward(const Layer& layer, const float* x, int dim, int rows, float* out);
+    void normalise(const Norm& norm, float* x, const float* residual, int dim, int rows);
+    template <typename Block>
+    void sublayer(const Norm& norm, const Side& side, int rows, const Block& block);
+    void choose(const float* logits, const State& state, int width, int rows, int count, float* scores, int64_t* found,
+                float* end_scores);
+
+    std::unique_ptr<Model> model_;
+    const Kernels& kernels_;
+    Pool pool_;
+    std::mutex mutex_;
+    std::shared_ptr<const Linear> projection_;
+    std::shared_ptr<const std::vector<int64_t>> words_;
+
+    // reused from call to call
+    std::vector<float> x_, y_, z_, hidden_, floats_;
+    std::vector<const float*> pointers_;
+    std::vector<Input> inputs_;
+    std::vector<std::vector<float>> projected_, mixed_, generated_;
+};
+
+}  // namespace lt

@@ -1,0 +1,69 @@
+// Threads for pieces of work of some microseconds.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace lt {
+
+// The caller works with them and takes whatever pieces the others have not taken, so that a thread that the system has
+// put aside holds up no more than the piece it has begun. A thread without work waits a little while, then sleeps.
+class Pool {
+  public:
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return int(workers_.size()) + 1; }
+
+    // work(piece) for each of `pieces`, in any order; returns when all are done. work must not throw.
+    template <typename Work>
+    void run(int pieces, const Work& work) {
+        if (pieces <= 1 || workers_.empty()) {
+            for (int piece = 0; piece < pieces; ++piece) work(piece);
+            return;
+        }
+        constexpr int kMost = 0xffff;  // pieces that a ticket can count
+        for (int first = 0; first < pieces; first += kMost) {
+            const Part<Work> part{&work, first};
+            share(pieces - first < kMost ? pieces - first : kMost, &Part<Work>::call, &part);
+        }
+    }
+
+  private:
+    using Call = void (*)(const void*, int);
+
+    template <typename Work>
+    struct Part {
+        const Work* work;
+        int first;
+        static void call(const void* self, int piece) {
+            const auto* part = static_cast<const Part*>(self);
+            (*part->work)(part->first + piece);
+        }
+    };
+
+    void share(int pieces, Call call, const void* context);
+    bool take_one();
+    void live();
+
+    // number of the job << 32 | its pieces << 16 | the next piece: taken by compare and exchange, so that who reads a
+    // job's call and context and then gets a piece of it has read those of this very job
+    std::atomic<uint64_t> ticket_{0};
+    std::atomic<Call> call_{nullptr};
+    std::atomic<const void*> context_{nullptr};
+    std::atomic<int> done_{0};
+    std::atomic<int> asleep_{0};
+    std::atomic<bool> ends_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> workers_;
+    int process_;
+};
+
+}  // namespace lt
