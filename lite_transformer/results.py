@@ -25,6 +25,7 @@ from data_prep.io import atomic_open, read_json, sha256, write_json
 from lite_transformer import speed
 from lite_transformer.compression import tables as compression
 from lite_transformer.errors import DataError
+from lite_transformer.markdown import markdown_table
 
 RUNS = "runs"
 COMPARISONS = "comparisons"
@@ -351,16 +352,17 @@ def render_tables(folder: Path) -> str:
 def render_comparisons(records: Sequence[ComparisonRecord]) -> str:
     """A table of paired significance tests, a line for each system and metric."""
     head = ["system", "against", "split", "metric", "95 % interval", "against's", "difference", "p"]
-    lines = [markdown_row(head), markdown_row(["---"] * 4 + ["---:"] * 4)]
+    lines: list[list[str]] = []
     tests: dict[str, None] = {}
     for record in records:
         for item in record.differences:
             cells = [item.system, record.baseline, record.split, item.metric]
             cells += [f"{item.value:.2f} ± {item.half_width:.2f}", f"{item.baseline_value:.2f}"]
             cells += [f"{item.value - item.baseline_value:+.2f}", f"{item.p_value:.3f}"]
-            lines.append(markdown_row(cells))
+            lines.append(cells)
             tests[item.test] = None
-    return "\n".join([f"Significance: {'; '.join(tests)}.", "", *lines]) + "\n"
+    table = markdown_table(head, lines, "llllrrrr")
+    return "\n".join([f"Significance: {'; '.join(tests)}.", "", *table]) + "\n"
 
 
 def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
@@ -378,7 +380,7 @@ def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
                 notes.append(protocol)
             head.append(f"{metric}, {split}, {kind} [{notes.index(protocol) + 1}]")
     head += ["seeds", "records, sources"]
-    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 2) + ["---"])]
+    lines: list[list[str]] = []
     for row in rows:
         first = next(iter(row.runs.values()), None)
         cells = [row.label, f"{row.macs:,}" if row.macs else ""]
@@ -389,17 +391,13 @@ def _render_task(task: str, rows: Sequence[Row], folder: Path) -> str:
         links = [f"[{run.seed}]({path.relative_to(folder).as_posix()})" for path, run in row.runs.items()]
         links += dict.fromkeys(figure.source for figure in row.figures)
         cells += [str(len(row.runs)) if row.runs else "", ", ".join(links)]
-        lines.append(markdown_row(cells))
+        lines.append(cells)
+    table = markdown_table(head, lines, f"l{'r' * (len(head) - 2)}l")
     footnotes = [f"[{number}] `{protocol}`  " for number, protocol in enumerate(notes, start=1)]
-    text = [f"## {task}", "", *lines, "", *footnotes]
+    text = [f"## {task}", "", *table, "", *footnotes]
     if plotted_columns(rows):
         text += ["", f"![{task}]({PLOTS}/{_file_name(task)}.png)"]
     return "\n".join(text) + "\n"
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -475,8 +473,8 @@ def render_summary(rows: Sequence[Row]) -> str:
     titles = [METRIC_TITLES.get(name, name) for name in names]
     head = ["row", "Mult-Adds", "updates", "seeds"] + [f"{title}, measured" for title in titles] + ["decoding"]
     head += [f"{title}, literature" for title in titles]
-    numbers = ["---:"] * len(names)
-    lines = [markdown_row(head), markdown_row(["---", *["---:"] * 3, *numbers, "---", *numbers])]
+    numbers = "r" * len(names)
+    lines: list[list[str]] = []
 
     def metrics(row: Row) -> list[Metric]:
         found = [item for run in row.runs.values() for item in run.metrics]
@@ -496,19 +494,17 @@ def render_summary(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=order):
         updates = sorted({run.updates for run in row.runs.values()})
         lines.append(
-            markdown_row(
-                [
-                    row.label,
-                    f"{row.macs / 1e6:.1f}M",
-                    ", ".join(f"{count:,}" for count in updates),
-                    str(len(row.runs) or ""),
-                    *(mean_and_spread(scores(row, name)) for name in names),
-                    ", ".join(dict.fromkeys(item.decoding for item in metrics(row))),
-                    *(claims(row, name) for name in names),
-                ]
-            )
+            [
+                row.label,
+                f"{row.macs / 1e6:.1f}M",
+                ", ".join(f"{count:,}" for count in updates),
+                str(len(row.runs) or ""),
+                *(mean_and_spread(scores(row, name)) for name in names),
+                ", ".join(dict.fromkeys(item.decoding for item in metrics(row))),
+                *(claims(row, name) for name in names),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(markdown_table(head, lines, f"lrrr{numbers}l{numbers}")) + "\n"
 
 
 def render_blocks(text: str, folder: Path, where: str) -> str:

@@ -3,12 +3,12 @@ exported models, into ``results/edge``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.io import read_json
 from lite_transformer.errors import DataError
+from lite_transformer.markdown import markdown_table
 
 FOLDER = "speed"
 EDGE = "edge"
@@ -47,12 +47,6 @@ def render(folder: Path, name: str) -> str:
     return "\n".join([above, "", *lines]) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Markdown with the first ``words`` columns left-aligned and figures right-aligned."""
-    rule = ["---" if number < words else "---:" for number in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
-
-
 def _operations(record: dict[str, Any], folder: Path) -> list[str]:
     """us forward / forward and backward of every variant, the published extension and the floor beside them."""
     on_card = record.get("copy_terabytes_per_second") is not None
@@ -80,7 +74,7 @@ def _operations(record: dict[str, Any], folder: Path) -> list[str]:
         if on_card:
             cells += [published.get(key, ""), f"{result['floor_us'][0]:.1f} / {result['floor_us'][1]:.1f}"]
         rows.append(cells)
-    return _table(head, rows, 2)
+    return markdown_table(head, rows, f"ll{'r' * (len(head) - 2)}")
 
 
 def _both(parts: dict[str, Any] | None, how: str) -> str:
@@ -97,19 +91,31 @@ def _spread(figures: dict[str, Any] | None, digits: str) -> str:
 
 
 def _training(record: dict[str, Any], _: Path) -> list[str]:
-    """Updates and tokens a second of every variant, and the share of the card's arithmetic."""
-    head = ["architecture", "variant", "Mult-Adds", "updates/s", "target tokens/s", "model TFLOP/s", "utilisation"]
+    """Updates and tokens a second of every variant, the share of the card's arithmetic, and peak memory if measured.
+
+    Language models have a column for the length of their blocks.
+    """
+    found = [(result, *pair) for result in record["results"] for pair in result["variants"].items()]
+    of_blocks = any(result.get("tokens_per_sample") for result, _, _ in found)
+    with_memory = any(figures.get("peak_memory_gigabytes") for _, _, figures in found)
+    head = ["architecture", "variant", "Mult-Adds", *(["tokens a sample"] if of_blocks else []), "updates/s"]
+    head += ["target tokens/s", "model TFLOP/s", "utilisation", *(["peak memory, GB"] if with_memory else [])]
     rows = []
-    for result in record["results"]:
-        for variant, figures in result["variants"].items():
-            rows.append([
-                result["arch"], variant, f"{result['macs'] / 1e6:.0f}M",
-                _spread(figures["updates_per_second"], ".1f"),
-                _spread(figures["target_tokens_per_second"], ",.0f"),
-                format(figures["model_tflops"]["median"], ".1f"),
-                _spread(figures["model_flops_utilisation"], ".1%"),
-            ])  # fmt: skip
-    return _table(head, rows, 2)
+    for result, variant, figures in found:
+        cells = [result["arch"], variant, f"{result['macs'] / 1e6:.0f}M"]
+        if of_blocks:
+            cells.append(f"{result['tokens_per_sample']:,}" if result.get("tokens_per_sample") else "")
+        cells += [
+            _spread(figures["updates_per_second"], ".1f"),
+            _spread(figures["target_tokens_per_second"], ",.0f"),
+            format(figures["model_tflops"]["median"], ".1f"),
+            _spread(figures["model_flops_utilisation"], ".1%"),
+        ]
+        if with_memory:
+            memory = figures.get("peak_memory_gigabytes")
+            cells.append(f"{memory['reserved']:.2f}" if memory else "")
+        rows.append(cells)
+    return markdown_table(head, rows, f"ll{'r' * (len(head) - 2)}")
 
 
 def _generation(record: dict[str, Any], _: Path) -> list[str]:
@@ -120,7 +126,8 @@ def _generation(record: dict[str, Any], _: Path) -> list[str]:
         + [_spread(result["variants"][name]["sentences_per_second"], ".0f") for name in names]
         for result in record["results"]
     ]
-    return _table(["architecture", "Mult-Adds", *(f"sentences/s, {name}" for name in names)], rows, 1)
+    head = ["architecture", "Mult-Adds", *(f"sentences/s, {name}" for name in names)]
+    return markdown_table(head, rows, f"l{'r' * (len(head) - 1)}")
 
 
 def _scaling(record: dict[str, Any], _: Path) -> list[str]:
@@ -134,9 +141,8 @@ def _scaling(record: dict[str, Any], _: Path) -> list[str]:
         ]
         for result in record["results"]
     ]
-    return _table(
-        ["GPUs or processes", "target tokens/s", "times the first", "largest difference of the loss"], rows, 0
-    )
+    head = ["GPUs or processes", "target tokens/s", "times the first", "largest difference of the loss"]
+    return markdown_table(head, rows, "rrrr")
 
 
 def edge_tables(record: dict[str, Any]) -> list[str]:
@@ -144,7 +150,7 @@ def edge_tables(record: dict[str, Any]) -> list[str]:
     results = record["results"]
     cases = [dict(case) for case in dict.fromkeys(tuple(row["case"].items()) for r in results for row in r["cases"])]
     speeds = [[result["system"], *(_speed(result, case) for case in cases)] for result in results]
-    lines = _table(["tokens/s (times the first row)", *map(_case_title, cases)], speeds, 1)
+    lines = markdown_table(["tokens/s (times the first row)", *map(_case_title, cases)], speeds, f"l{'r' * len(cases)}")
     head = [
         "system",
         "disk MB",
@@ -171,7 +177,7 @@ def edge_tables(record: dict[str, Any]) -> list[str]:
         head += ["sacreBLEU", "ms a sentence"]
         for row, result in zip(rows, results, strict=True):
             row += [f"{result['sacrebleu']:.2f}", _spread(result["ms_per_sentence"], ".1f")]
-    lines += ["", *_table(head, rows, 1), ""]
+    lines += ["", *markdown_table(head, rows, f"l{'r' * (len(head) - 1)}"), ""]
     reads = ", ".join(
         f"{figures['median'] / 1e9:.1f} GB/s of {int(size) / 1e6:.1f} MB"
         for size, figures in record["bandwidth"].items()

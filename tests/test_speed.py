@@ -54,6 +54,27 @@ def test_training_and_generation(tmp_path):
     assert text.splitlines()[-1] == "| small | 54M | 300 (299 to 301) |"
 
 
+def test_training_of_language_models_has_the_length_of_a_block_and_the_memory(tmp_path):
+    figures = {"updates_per_second": spread(50.0), "target_tokens_per_second": spread(9000.0),
+               "model_tflops": spread(7.25), "model_flops_utilisation": spread(0.5)}  # fmt: skip
+    memory = {"peak_memory_gigabytes": {"allocated": 1.5, "reserved": 2.125}}
+    found = [
+        {
+            "arch": "lm",
+            "macs": 327e6,
+            "tokens_per_sample": 3072,
+            "variants": {"plain": figures, "ours": figures | memory},
+        },
+        {"arch": "mt", "macs": 54e6, "tokens_per_sample": None, "variants": {"ours": figures}},
+    ]
+    write(tmp_path, "train", {**FROM, "benchmark": "training", "results": found})
+    head, _, plain, ours, other = speed.render(tmp_path, "train").splitlines()[2:]
+    assert "| Mult-Adds | tokens a sample | updates/s |" in head and head.endswith("| utilisation | peak memory, GB |")
+    assert plain.startswith("| lm | plain | 327M | 3,072 | 50.0") and plain.endswith(" |  |")
+    assert ours.endswith("| 2.12 |")
+    assert other.startswith("| mt | ours | 54M |  | 50.0")
+
+
 def test_scaling(tmp_path):
     result = {"count": 2, "tokens_per_second": spread(9000.0), "speed_up": 1.876, "largest_loss_difference": 0.0012}
     write(tmp_path, "gpus", {**FROM, "benchmark": "scaling", "results": [result]})

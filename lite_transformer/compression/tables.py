@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.io import read_json
 from lite_transformer.errors import DataError
+from lite_transformer.markdown import markdown_table
 
 FOLDER = "compression"
 _KIND = "compression"
@@ -93,7 +94,7 @@ def render_records(records: Sequence[dict[str, Any]]) -> str:
     metric = _metric(rows)
     head = ["model", "recipe", "trained by it", "core MB", "times", "file MB", "times", "zeros", "bits: core"]
     head += ["bits: embeddings", "seeds", _TITLES[metric], "difference", "p", "compress s", "load s"]
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    lines: list[list[str]] = []
     for row in rows:
         plain = row.recipe == "fp32"
         losses = [] if plain else row.losses(metric)
@@ -117,7 +118,7 @@ def render_records(records: Sequence[dict[str, Any]]) -> str:
                 _number(row.mean("load_seconds"), 2),
             ]
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(markdown_table(head, lines, f"lll{'r' * (len(head) - 3)}")) + "\n"
 
 
 def _metric(rows: Sequence[Row]) -> str:

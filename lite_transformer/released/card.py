@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.io import read_json
 from lite_transformer.errors import CheckpointError
-from lite_transformer.results import Metric, markdown_row, parse_dataclass
+from lite_transformer.markdown import markdown_table
+from lite_transformer.results import Metric, parse_dataclass
 
 FORMAT = 1  # of the folder; a program reads this one and older ones
 CARD_FILE = "card.json"
@@ -260,4 +261,4 @@ def _fence(lines: list[str]) -> str:
 def _table(head: list[str], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    return "\n".join(markdown_row(line) for line in (head, ["---"] * len(head), *rows))
+    return "\n".join(markdown_table(head, rows, "l" * len(head)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.io import atomic_open
 from lite_transformer import results
+from lite_transformer.markdown import markdown_table
 from lite_transformer.reproduction.tables import CHECKOUT, Table, TableRow
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def render_table(plan: Plan, outcomes: Sequence[Outcome], figures: Figures, chan
     titles = {name: results.METRIC_TITLES.get(name, name) for name in (*table.metrics, *table.other_metrics)}
     head = ["row", f"Mult-Adds, {published}", *(f"{titles[name]}, {published}" for name in table.metrics)]
     head += ["Mult-Adds, measured", *(f"{titles[name]}, measured" for name in titles), "seeds", "measured by"]
-    lines = [results.markdown_row(head), results.markdown_row(["---", *["---:"] * (len(head) - 2), "---"])]
+    rows: list[list[str]] = []
     for outcome in outcomes:
         claimed = figures[outcome.row.label]
         cells = [outcome.row.label, _millions(figure.macs for figure in claimed)]
@@ -56,7 +57,8 @@ def render_table(plan: Plan, outcomes: Sequence[Outcome], figures: Figures, chan
         cells.append(_millions(record.macs for record in outcome.records.values()))
         cells += [results.mean_and_spread(_scores(plan, outcome, name)) for name in titles]
         cells += [", ".join(str(record.seed) for record in outcome.records.values()), _state(plan, outcome)]
-        lines.append(results.markdown_row(cells))
+        rows.append(cells)
+    lines = markdown_table(head, rows, f"l{'r' * (len(head) - 2)}l")
     parts = [f"# {table.title}{', smoke run' if plan.smoke else ''}"]
     if changes:
         parts.append(" ".join(changes))
