@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             "then give --data DIR/bin"
         )
     logging.getLogger("fairseq").setLevel(logging.WARNING)
+    from lite_transformer.compression import packed
     from lite_transformer.scoring import decoding
 
     checkpoints, averaged = _checkpoints(args, protocol)
@@ -145,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
         write_lines(args.output, translations)
     how = f"{search}{', fp16' if args.fp16 else ''}, {averaged}"
     which = checkpoints[0].name if averaged == averaging(None) else averaged
+    if packed.is_packed(checkpoints[0]):
+        how = f"{how.removesuffix(averaged)}{packed.origin(checkpoints[0])}"
     result = {
         "protocol": _protocol_json(args, protocol, search, which, scoring, len(hypotheses)) if protocol else None,
         "checkpoint": [str(path) for path in checkpoints],

@@ -3,10 +3,13 @@
   lite-transformer release runs/X --average-last 10 --data DIR/bin --out checkpoints/NAME --record results/runs/X.json
   lite-transformer release A.pt B.pt --data DIR/bin --out checkpoints/NAME
 
-Several checkpoints are averaged. The weights are stored as fp16, beside them dictionaries, subword codes, text
-settings, a card for programs (card.json) and its page for people (README.md). Scores and history come from run records
-that `evaluate --record` wrote. Lines of the test set are translated with the weights in fp16 and in fp32; unless the
-outputs agree, nothing is made. The folder appears when it is complete.
+  lite-transformer release runs/X.int8 --recipe int8 --data DIR/bin --out checkpoints/NAME --force
+
+Several checkpoints are averaged. The weights are stored as fp16, or packed by the --recipe of `lite-transformer
+compress`; beside them dictionaries, subword codes, text settings, a card for programs (card.json) and its page for
+people (README.md). Scores and history come from run records that `evaluate --record` wrote. Lines of the test set are
+translated with the weights as stored and in fp32; unless the outputs agree, nothing is made. The folder appears when it
+is complete.
 """
 
 from __future__ import annotations
@@ -33,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=Path, nargs="+", default=[], metavar="JSON", help="run records of it: scores, history"
     )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="store a packed file, compressed by this recipe (default fp16)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a released model")
     search = parser.add_argument_group("what translate takes")
     search.add_argument("--beam", type=int, default=4, metavar="N", help="beam width (default 4)")
     search.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="length penalty (default 1)")
     check = parser.add_argument_group("checks")
-    check.add_argument("--split", default="test", metavar="NAME", help="whose lines compare fp16 with fp32 (test)")
+    check.add_argument("--split", default="test", metavar="NAME", help="whose lines compare it with fp32 (test)")
     check.add_argument(
         "--check-lines", type=int, default=200, metavar="N", help="how many, evenly spaced (default 200)"
     )
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             search=search,
             source_length=args.macs_lengths[0],
             target_length=args.macs_lengths[1],
+            recipe=args.recipe,
             licence=args.licence,
             intended_use=args.intended_use,
             limits=args.limit,
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{card.name}: {card.source_language}-{card.target_language}, {card.cost.macs / 1e6:.1f}M Mult-Adds, "
         f"{card.cost.params_total:,} parameters, {card.size_bytes:,} bytes, "
-        f"{len(card.scores) or 'no'} scores; fp16 against fp32: {card.half_precision}.\n"
+        f"{len(card.scores) or 'no'} scores; {card.stored} against fp32: {card.fidelity}.\n"
         f"Released in {args.out}. Next: lite-transformer translate --model {args.out}\n"
     )
     return 0

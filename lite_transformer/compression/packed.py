@@ -41,6 +41,7 @@ GROUPS = (CORE, EMBEDDINGS)
 # What the sections of a group hold; in this order in the file.
 PARTS = ("values", "levels", "tables", "fixed", "codes")
 _TEXT = "text/"
+PACKED_BY = "packed by recipe"
 
 # The most elements that a file may hold: at least a quarter of a bit of the file for each, beyond some that are free.
 _FREE_ELEMENTS, _ELEMENTS_A_BYTE, _MOST_ELEMENTS = 4 << 20, 32, 1 << 28
@@ -235,6 +236,12 @@ def read_index(path: Path) -> tuple[dict[str, Section], dict[str, Any], list[Des
         return sections, _object(sections, "meta"), _described(_object(sections, "index"), size)
 
     return _with_name(path, described)
+
+
+def origin(path: Path) -> str:
+    """'packed by recipe NAME', for those who show a score. Raises: CheckpointError."""
+    recipe = read_index(path)[1].get("recipe")
+    return f"{PACKED_BY} {recipe.get('name') if isinstance(recipe, dict) else 'unknown'}"
 
 
 _Found = TypeVar("_Found")
@@ -479,4 +486,4 @@ class _GroupReader:
         return rans.decode(code, rans.choose_lanes(sum(count for _, count in tables)), tables)
 
 
-__all__ = ["Described", "PackedModel", "is_packed", "pack", "read", "read_index", "unpack", "write"]
+__all__ = ["Described", "PackedModel", "is_packed", "origin", "pack", "read", "read_index", "unpack", "write"]

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_prep.io import read_json
+from lite_transformer.compression.packed import PACKED_BY
 from lite_transformer.errors import CheckpointError
+from lite_transformer.file_list import File, outside
 from lite_transformer.markdown import markdown_table
 from lite_transformer.results import Metric, parse_dataclass
 
-FORMAT = 1  # of the folder; a program reads this one and older ones
+FORMAT = 2  # of the folder; a program reads this one and older ones. 1: weights are fp16
 CARD_FILE = "card.json"
 PAGE_FILE = "README.md"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the folder: what its bytes must be."""
-
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class HalfPrecision:
-    """What rounding the weights to fp16 changed, on evenly spaced lines of a split.
+class Fidelity:
+    """What storing the weights in fewer bits changed, on evenly spaced lines of a split.
 
     Attributes:
         identical_lines: of ``lines``, those translated to the same tokens.
@@ -110,7 +104,9 @@ class Card:
         name: also that of its folder, unless the folder was renamed.
         licence: of the weights.
         beam, lenpen: the search that `lite-transformer translate` takes.
-        scores: of the weights in fp32. records: names of the run records they are from.
+        scores: of the weights in fp32, or of the file where their decoding says packed. records: names of the run
+            records they are from.
+        recipe: of compression, '' for fp16. fidelity: of what is stored to the weights that it was made of.
         weights: the checkpoint among the files.
         files: by path within the folder; everything but the card and its page.
         date: ISO 8601.
@@ -129,12 +125,18 @@ class Card:
     cost: Cost
     scores: list[Metric]
     records: list[str]
-    half_precision: HalfPrecision
+    recipe: str
+    fidelity: Fidelity
     data: Data
     training: Training
     weights: str
     files: dict[str, File]
     date: str
+
+    @property
+    def stored(self) -> str:
+        """How the weights are stored, in words."""
+        return f"{PACKED_BY} {self.recipe}" if self.recipe else "fp16"
 
     @property
     def size_bytes(self) -> int:
@@ -160,11 +162,12 @@ def read_card(folder: Path) -> Card:
             f"{path}: written by a newer lite-transformer (format {number}, this one reads up to {FORMAT}). "
             "Update this program"
         )
+    if number == 1 and "half_precision" in content:
+        content = content | {"recipe": "", "fidelity": content["half_precision"]}
+        del content["half_precision"]
     card: Card = parse_dataclass(Card, content, str(path))
-    for name in card.files:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise CheckpointError(f"{path}: the file '{name}' lies outside of the folder. Do not use this model")
+    if (name := outside(card.files)) is not None:
+        raise CheckpointError(f"{path}: the file '{name}' lies outside of the folder. Do not use this model")
     return card
 
 
@@ -192,7 +195,7 @@ def render_page(card: Card) -> str:
         ("experiment", f"`{training.config}`" if training.config else "not recorded"),
         ("seed", str(training.seed)),
         ("updates", f"{training.updates:,}"),
-        ("weights", f"{_origin(card)}, as fp16, without optimizer state"),
+        ("weights", f"{_origin(card)}, {'' if card.recipe else 'as '}{card.stored}, without optimizer state"),
         ("device", training.device or "not recorded"),
         ("versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())),
     ]
@@ -216,7 +219,7 @@ def render_page(card: Card) -> str:
         "\n".join(f"- {limit}" for limit in card.limits),
         "## Scores",
         *_scores(card),
-        f"fp16 against fp32 weights: {card.half_precision}.",
+        f"{'The packed file' if card.recipe else 'fp16'} against fp32 weights: {card.fidelity}.",
         "## Size",
         _table(["", ""], size),
         "## Data",
@@ -251,7 +254,12 @@ def _scores(card: Card) -> list[str]:
         for score in card.scores
     ]
     of = ", ".join(f"`{name}`" for name in card.records)
-    return [_table(["split", "metric", "score", "decoding", "signature"], rows), f"Of the fp32 weights; records {of}."]
+    packed = sum(PACKED_BY in score.decoding for score in card.scores)
+    whose = ["the fp32 weights"] * (packed < len(rows)) + ["the packed file"] * (packed > 0)
+    return [
+        _table(["split", "metric", "score", "decoding", "signature"], rows),
+        f"Of {' and '.join(whose)}; records {of}.",
+    ]
 
 
 def _fence(lines: list[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.io import sha256
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from lite_transformer.errors import CheckpointError, ConfigError, DataError
+from lite_transformer.file_list import check_files
 from lite_transformer.released.card import CARD_FILE, PAGE_FILE, Card, read_card
 
 FOLDER = "checkpoints"
@@ -62,23 +63,7 @@ def check_folder(folder: Path) -> Card:
     for name in needed:
         if name not in card.files:
             raise CheckpointError(f"{folder / CARD_FILE}: it lists no {name}. {_AGAIN}")
-    for name, file in card.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing. {_AGAIN}")
-        try:
-            size, digest = path.stat().st_size, sha256(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-        if size != file.size_bytes:
-            raise CheckpointError(f"{path} has {size} bytes, its card says {file.size_bytes}. {_AGAIN}")
-        if digest != file.sha256:
-            raise CheckpointError(f"{path} is damaged: its sha256 is {digest}, its card says {file.sha256}. {_AGAIN}")
-    expected = {folder / name for name in (*card.files, CARD_FILE, PAGE_FILE)}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and not path.is_dir() and path not in expected:
-            raise CheckpointError(f"{path} is no part of the model: its card does not list it. Move it elsewhere")
+    check_files(folder, card.files, (CARD_FILE, PAGE_FILE), _AGAIN)
     _check_text(folder, card)
     return card
 

@@ -93,9 +93,12 @@ DAMAGE = {
     "flipped": (lambda m: flip(m / "model.pt"), "model.pt is damaged: its sha256 is "),
     "other codes": (lambda m: flip(m / "bpe/codes"), "codes is damaged: its sha256 is "),
     "missing": (lambda m: (m / "dict.en.txt").unlink(), "dict.en.txt is missing"),
-    "foreign": (lambda m: (m / "bpe/notes").write_text(""), "notes is no part of the model: its card does not list it"),
+    "foreign": (
+        lambda m: (m / "bpe/notes").write_text(""),
+        "notes is no part of the model: card.json does not list it",
+    ),
     "no card": (lambda m: (m / "card.json").unlink(), "is no released model (no card.json)"),
-    "newer": (lambda m: change_card(m, format=2, news=1), "newer lite-transformer (format 2, this one reads up to 1)"),
+    "newer": (lambda m: change_card(m, format=3, news=1), "newer lite-transformer (format 3, this one reads up to 2)"),
     "no JSON": (lambda m: cut(m / "card.json"), "card.json: cannot be read as JSON"),
     "no object": (lambda m: (m / "card.json").write_text("[]"), "an object with the keys of Card"),
     "wrong type": (lambda m: change_card(m, beam="4"), "key beam: '4' is not of type int"),
@@ -121,6 +124,15 @@ def test_damage_is_one_line(model, capsys, name):
     assert out == "" and err.count("\n") == 1, err
     assert message in err and str(model) in err
     assert not (model / "executed").exists()
+
+
+def test_cards_from_before_packed_files_are_read(model):
+    path = model / "card.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    old = {key: value for key, value in content.items() if key not in ("recipe", "fidelity")}
+    path.write_text(json.dumps(old | {"format": 1, "half_precision": content["fidelity"]}), encoding="utf-8")
+    card = folders.check_folder(model)
+    assert (card.recipe, card.stored, card.format) == ("", "fp16", 1) and card.fidelity.lines == 21
 
 
 def test_the_page_and_hidden_files_do_not_matter(model):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lite_transformer.cli.main import main
+from lite_transformer.compression import packed
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.released import making
 from lite_transformer.released.card import read_card, render_page
@@ -55,6 +56,51 @@ def test_the_model_loads_as_any_checkpoint_and_on_a_cpu_in_fp32(released):
     assert {parameter.dtype for parameter in loaded.models[0].parameters()} == {torch.float32}
 
 
+def test_a_recipe_stores_a_packed_file(trained, other_record, tmp_path, capsys):
+    out, text = tmp_path / "packed", tmp_path / "text"
+    words = ["--commit", "a", "--check-lines", "3", "--beam", "2", "--recipe"]
+    assert release(trained, out, *words, "int8") == 0
+    card = check_folder(out)
+    assert (card.weights, card.recipe, card.stored) == ("model.ltpack", "int8", "packed by recipe int8")
+    assert "model.pt" not in names(out) and packed.read(out / card.weights).texts == {}, "texts lie beside it"
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        assert str(trained.folder).encode() not in path.read_bytes(), f"{path.name} names a folder of this machine"
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert (
+        "The packed file against fp32 weights: " in page
+        and "| the mean of 2 checkpoints, packed by recipe int8" in page
+    )
+    text.write_text("The house\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["translate", "--cpu", "--model", str(out), "--input", str(text)]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    # what is said of the file itself, and of the weights that it was made of
+    record = tmp_path / "packed.json"
+    evaluate = ["evaluate", "--checkpoint", out / "model.ltpack", "--data", trained.data, "--cpu", "--record", record]
+    assert main([str(word) for word in [*evaluate, "--beam", 1, "--commit", "b" * 40, "--row", "Lite, int8"]]) == 0
+    records = [other_record("fp32.json"), record]
+    assert release(trained, out, *words, "int8", "--force", "--commit", "b" * 40, "--record", *records) == 0
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert (
+        "beam 1, lenpen 1, packed by recipe int8 |" in page and "Of the fp32 weights and the packed file; rec" in page
+    )
+    assert release(trained, out, *words, "int8", "--force", "--record", record) == 0
+    assert "Of the packed file; records `packed.json`" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_recipe_that_hurts_is_refused(trained, tmp_path, capsys):
+    words = ["--commit", "a", "--check-lines", "3", "--beam", "1", "--recipe"]
+    assert release(trained, tmp_path / "tiny", *words, "odd") == 2
+    assert "unknown recipe 'odd'" in one_line(capsys)
+    recipe = tmp_path / "crude.yaml"
+    recipe.write_text(
+        "description: x\ncore: {method: linear, bits: 2}\nembeddings: {method: linear, bits: 2}\nmin_elements: 9\n"
+    )
+    assert release(trained, tmp_path / "crude", *words, recipe) == 2
+    assert "the outputs with packed weights are not those with fp32 weights: " in one_line(capsys)
+    assert not (tmp_path / "crude").exists()
+
+
 def test_the_other_direction_of_the_same_data(trained, tmp_path, capsys):
     state = load_checkpoint(trained.checkpoints[0])
     state["cfg"]["task"] |= {"source_lang": "en", "target_lang": "de"}
@@ -80,8 +126,8 @@ def test_the_card_of_a_model_without_records(released):
         "--bpe-merges 40"
     )
     assert card.data.lines == {"train": 80, "valid": 10, "test": 21} and len(card.data.sha256) == 6
-    assert card.half_precision.lines == card.half_precision.identical_lines == 21
-    assert 0 < card.half_precision.mean_logprob_difference < card.half_precision.max_logprob_difference < 0.1
+    assert card.fidelity.lines == card.fidelity.identical_lines == 21 and card.stored == "fp16"
+    assert 0 < card.fidelity.mean_logprob_difference < card.fidelity.max_logprob_difference < 0.1
     assert card.size_bytes == sum((released / name).stat().st_size for name in card.files)
     page = (released / "README.md").read_text(encoding="utf-8")
     assert page == render_page(card) and "Not scored." in page and "German to English" in page
@@ -139,7 +185,7 @@ def test_the_history_comes_from_train_json_without_records(trained, tmp_path):
     card = read_card(tmp_path / "m")
     assert (card.training.commit, card.training.dirty, card.training.averaged) == ("d" * 40, True, 2)
     assert card.training.config == "configs/small_cpu.yaml" and card.training.commands[0].endswith("train small_cpu")
-    assert card.half_precision.lines == 3
+    assert card.fidelity.lines == 3
 
 
 def test_outputs_that_differ_are_refused(trained, tmp_path, capsys, monkeypatch):
