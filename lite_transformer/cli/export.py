@@ -3,6 +3,7 @@
   lite-transformer export runs/NAME/checkpoint_best.pt --data DIR/bin --out DIR
   lite-transformer export runs/NAME/checkpoint_best.pt --data DIR/bin --out DIR --precision int8
   lite-transformer export --model NAME --out DIR
+  lite-transformer export runs/NAME/checkpoint_best.pt --data DIR/bin --out DIR --precision int8 --shortlist DIR/bin
   lite-transformer translate --model DIR < text.de > text.en
 
 CHECKPOINT is fairseq's, a file packed by `lite-transformer compress`, or the folder of a released model; --model takes
@@ -34,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="fp32", metavar="|".join(PRECISIONS), help="of the weights (default fp32)"
     )
+    parser.add_argument(
+        "--shortlist", type=Path, metavar="BIN",
+        help="add a shortlist from the training split in this bin folder, for translate --shortlist",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shortlist-size", type=int, metavar="N", help="target words that a source word allows (default 100)"
+    )
     parser.add_argument("--beam", type=int, metavar="N", help="beam width of translations (default: the model's, or 4)")
     parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
 
@@ -43,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--precision {args.precision}: not one of {', '.join(PRECISIONS)}")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ConfigError(f"--out {args.out} exists already: choose another name, or delete it first")
+    if args.shortlist_size is not None and (args.shortlist is None or args.shortlist_size < 1):
+        raise ConfigError(f"--shortlist-size {args.shortlist_size}: at least 1 is needed, and --shortlist BIN")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -53,11 +63,13 @@ def run(args: argparse.Namespace) -> int:
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         from data_prep.pipeline import load_pipelines
         from lite_transformer.edge.export import export
+        from lite_transformer.edge.shortlist import SIZE as SHORTLIST_SIZE
         from lite_transformer.scoring import decoding
 
         pipelines = load_pipelines(data)
         loaded = decoding.load([checkpoint], data, cpu=True)
-        manifest = export(loaded, pipelines, data, args.out, args.precision, search)
+        shortlist = None if args.shortlist is None else (args.shortlist, args.shortlist_size or SHORTLIST_SIZE)
+        manifest = export(loaded, pipelines, data, args.out, args.precision, search, shortlist)
     size = sum(file["size_bytes"] for file in manifest.files.values())
     parity = manifest.parity
     sys.stdout.write(

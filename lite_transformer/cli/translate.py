@@ -51,7 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="lines at a time (default 32)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    parser.add_argument("--threads", type=int, metavar="N", help="of an exported model (default 1)")
+    exported = parser.add_argument_group("of an exported model")
+    exported.add_argument("--threads", type=int, metavar="N", help="that compute a step (default 1)")
+    exported.add_argument("--engine", metavar="auto|native|portable", help="what computes (default auto: the fastest)")
+    exported.add_argument(
+        "--shortlist", action="store_true",
+        help="only words that the source makes likely, of a model exported with --shortlist: faster, not exact",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     if args.model and (Path(args.model) / EXPORTED_FILE).is_file():
         translator = ExportedTranslator(args)
     else:
-        if args.threads is not None:
-            raise ConfigError("--threads is for exported models: lite-transformer export makes one")
+        for name in ("threads", "engine", "shortlist"):
+            if getattr(args, name) not in (None, False):
+                raise ConfigError(f"--{name} is for exported models: lite-transformer export makes one")
         checkpoints, data, beam, lenpen = _model(args)
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
@@ -281,7 +288,8 @@ class ExportedTranslator:
         try:
             from lite_transformer.edge import Translator
 
-            self._translator = Translator.load(args.model, 1 if args.threads is None else args.threads)
+            threads = 1 if args.threads is None else args.threads
+            self._translator = Translator.load(args.model, threads, args.engine or "auto", args.shortlist)
         except ImportError as error:
             raise ConfigError(f"{error.name} is not installed: pip install 'lite-transformer[edge]'") from None
         asked = {"beam": args.beam, "lenpen": args.lenpen}

@@ -1,4 +1,4 @@
-"""What the search asks of a model, and the model as ONNX Runtime computes it from the two exported graphs.
+"""What the search asks of a model, and the model as ONNX Runtime computes it from the exported graphs.
 
 Letters: B sentences, N beams of each, S source length, V vocabulary, k candidates.
 """
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, Manifest
+from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE, Manifest
+from lite_transformer.edge.vocabulary import END
 from lite_transformer.errors import CheckpointError
 
 Ids = NDArray[np.int64]
@@ -36,6 +37,13 @@ class Candidates:
 class Engine(Protocol):
     """A model that decodes batches; the search knows nothing else of it. The state is the engine's own affair."""
 
+    def restrict(self, ids: Ids | None) -> None:
+        """From the next `encode` on, only these tokens are candidates, and probabilities are over them; None: all.
+
+        Args:
+            ids: rising, with those of padding, the end of a sentence and the unknown token among them.
+        """
+
     def encode(self, source: Ids) -> Any:
         """The state before the first step. source: (B, S) ids, padded on the left."""
 
@@ -47,8 +55,16 @@ class Engine(Protocol):
             order: (B, N), which beam of the step before each one goes on from, counted over all its B * N beams; zeros
                 and up by sentence (one beam each) at the first step.
             sentences: (B), which sentences of the step before are still there; None: all.
-            count: k; at most V.
+            count: k; at most V, or the number of ids that it is restricted to.
         """
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The allowed ids, rising, and what a restricted step is given for them."""
+
+    ids: Ids
+    feed: dict[str, NDArray]
 
 
 @dataclass
@@ -57,15 +73,21 @@ class OnnxState:
 
     caches: list[NDArray]
     memory: list[NDArray]
+    choice: _Choice | None
     position: int = field(default=0)
 
 
 class OnnxEngine:
-    """The portable engine. Raises: CheckpointError if a graph is not one that ONNX Runtime can load."""
+    """The portable engine.
+
+    Args:
+        restricted: whether steps will be restricted; the other kind of step is loaded when it is first asked for.
+    Raises: CheckpointError if a graph is not one that ONNX Runtime can load.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int):
+    def __init__(self, folder: Path, manifest: Manifest, threads: int, restricted: bool = False):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -74,21 +96,17 @@ class OnnxEngine:
         options.log_severity_level = 3
         # threads that wait by spinning would take the processor from the caller between two steps
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-        sessions = []
-        for name in (ENCODER_FILE, DECODER_FILE):
-            try:
-                session = onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime's errors have no common class of their own
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise CheckpointError(f"{folder / name}: cannot be loaded ({reason}). Export the model again") from None
-            sessions.append(session)
-        self._encoder, self._decoder = sessions
+        self._folder, self._manifest, self._options = folder, manifest, options
+        self._encoder = self._session(ENCODER_FILE)
+        self._decoders: dict[str, Any] = {}
+        self._choice: _Choice | None = None
         self._shapes = [tuple(shape) for shape in manifest.caches]
-        inputs = [item.name for item in self._decoder.get_inputs()]
+        decoder = self._decoder(RESTRICTED_FILE if restricted else DECODER_FILE)
+        inputs = [item.name for item in decoder.get_inputs()]
         self._cache_names = [name for name in inputs if name.startswith("cache.")]
         self._memory_names = [name for name in inputs if name.startswith("memory.")]
         outputs = ["scores", "tokens_out", "end_scores", *(f"new.{name}" for name in self._cache_names)]
-        known = {item.name for item in self._decoder.get_outputs()}
+        known = {item.name for item in decoder.get_outputs()}
         found = {item.name for item in self._encoder.get_outputs()}
         if (
             not set(outputs) <= known
@@ -98,11 +116,53 @@ class OnnxEngine:
             raise CheckpointError(f"{folder}: its graphs do not belong together. Export the model again")
         self._outputs = outputs
 
+    def _session(self, name: str) -> Any:
+        import onnxruntime
+
+        path = self._folder / name
+        try:
+            return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common class of their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path}: cannot be loaded ({reason}). Export the model again") from None
+
+    def _decoder(self, name: str) -> Any:
+        if name not in self._decoders:
+            self._decoders[name] = self._session(name)
+        return self._decoders[name]
+
+    def restrict(self, ids: Ids | None) -> None:
+        self._choice = None if ids is None else self._chosen(ids)
+
+    def _chosen(self, ids: Ids) -> _Choice:
+        """The rows of the output matrix, read from the weights."""
+        model, decoder = self._manifest.model, self._decoder(RESTRICTED_FILE)
+        name = "output"
+        if model.get("tied_output"):
+            name = "embedding" if model.get("shared_embeddings") else "decoder.embedding"
+        inputs = {item.name for item in decoder.get_inputs()}
+        matrix = self._tensor(f"{name}.weight")
+        # stored as (V, C) where it is the embedding, else as products read it
+        rows = matrix[ids].T if model.get("tied_output") else matrix[:, ids]
+        feed = {"output.weight": np.ascontiguousarray(rows), "end": np.array(np.searchsorted(ids, END), np.int64)}
+        if "output.scale" in inputs:
+            feed["output.scale"] = self._tensor(f"{name}.scale")[ids]
+        return _Choice(ids, feed)
+
+    def _tensor(self, name: str) -> NDArray:
+        """A tensor of the weights, mapped to memory."""
+        try:
+            place = self._manifest.tensors[name]
+            dtype, shape, offset = np.dtype(place["dtype"]), tuple(place["shape"]), place["offset"]
+            return np.memmap(self._folder / WEIGHTS_FILE, dtype, "r", offset, shape)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CheckpointError(f"{self._folder}: its weights hold no {name} ({error}). Export it again") from None
+
     def encode(self, source: Ids) -> OnnxState:
         memory = self._encoder.run(self._memory_names, {"source": source})
         batch = source.shape[0]
         caches = [np.zeros((batch, *shape), np.float32) for shape in self._shapes]
-        return OnnxState(caches, memory)
+        return OnnxState(caches, memory, self._choice)
 
     def encoder_states(self, source: Ids) -> Floats:
         """(B, S, C), the encoder's output; for checks and other uses than translation."""
@@ -111,6 +171,8 @@ class OnnxEngine:
     def step(self, state: OnnxState, tokens: Ids, order: Ids, sentences: Ids | None, count: int) -> Candidates:
         if sentences is not None:
             state.memory = [np.take(item, sentences, axis=0) for item in state.memory]
+        choice = state.choice
+        decoder = self._decoder(DECODER_FILE if choice is None else RESTRICTED_FILE)
         feed = {
             "tokens": tokens,
             "order": order,
@@ -118,9 +180,10 @@ class OnnxEngine:
             "count": np.array([count], np.int64),
             **dict(zip(self._cache_names, state.caches, strict=True)),
             **dict(zip(self._memory_names, state.memory, strict=True)),
+            **({} if choice is None else choice.feed),
         }
-        scores, found, end_scores, *caches = self._decoder.run(self._outputs, feed)
+        scores, found, end_scores, *caches = decoder.run(self._outputs, feed)
         # (B, N, ...) -> (B * N, ...), a view
         state.caches = [cache.reshape(tokens.size, *cache.shape[2:]) for cache in caches]
         state.position += 1
-        return Candidates(scores, found, end_scores)
+        return Candidates(scores, found if choice is None else choice.ids[found], end_scores)

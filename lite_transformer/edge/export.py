@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from data_prep.folders import atomic_folder
 from data_prep.text import TextPipeline
 from lite_transformer.edge import graphs, parts
+from lite_transformer.edge import shortlist as shortlists
 from lite_transformer.edge.engine import Engine, OnnxEngine
-from lite_transformer.edge.folder import FORMAT, KIND, PRECISIONS, Manifest, describe_files, write_manifest
+from lite_transformer.edge.folder import (
+    FORMAT,
+    KIND,
+    PRECISIONS,
+    SHORTLIST_FILE,
+    Manifest,
+    describe_files,
+    write_manifest,
+)
 from lite_transformer.edge.search import Settings, collate, search
 from lite_transformer.edge.vocabulary import END, PAD, UNKNOWN, Vocabulary
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, UnsupportedInputError
@@ -186,6 +195,7 @@ def export(
     out: Path,
     precision: str = "fp32",
     search_settings: dict[str, Any] | None = None,
+    shortlist: tuple[Path, int] | None = None,
 ) -> Manifest:
     """Writes the exported model to ``out``, which appears only when it is whole and agrees with the original.
 
@@ -193,6 +203,7 @@ def export(
         loaded: one model with its task, see `lite_transformer.scoring.decoding.load`.
         pipelines: how text of either language becomes subwords. data: the folder of the dictionaries.
         search_settings: 'beam' and 'lenpen' that translations take unless others are asked for.
+        shortlist: bin folder of the training data, and how many words a source word allows; see `edge.shortlist`.
     Raises: ConfigError if ``out`` exists or the options do not fit; UnsupportedInputError naming what of the model
         cannot be exported; CheckpointError if the exported model computes something else.
     """
@@ -213,6 +224,8 @@ def export(
                 raise DataError(
                     f"{data}: the {side} dictionary has {len(known)} subwords, the model {len(rows.embedding)}"
                 )
+        if shortlist is not None:
+            write_shortlist(loaded, *shortlist, folder / SHORTLIST_FILE)
         tensors = graphs.write_graphs(plain, folder, precision)
         limits = [int(model.encoder.max_positions()), int(model.decoder.max_positions())]
         manifest = Manifest(
@@ -261,6 +274,47 @@ def _copy_texts(
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pipeline.folder / pipeline.codes, destination)
     return dict(zip(("source", "target"), names, strict=True))
+
+
+def write_shortlist(loaded: Any, data: Path, size: int, path: Path) -> None:
+    """The shortlist that the training split in ``data`` gives, for the dictionaries of a model.
+
+    Raises: DataError if the split is missing or was binarized with other dictionaries.
+    """
+    from fairseq.data import Dictionary, data_utils
+
+    from lite_transformer.scoring.decoding import check_data
+
+    languages = loaded.languages
+    check_data(data, "train", languages)
+    dictionaries = (loaded.task.source_dictionary, loaded.task.target_dictionary)
+    for language, known in zip(languages, dictionaries, strict=True):
+        if Dictionary.load(str(data / f"dict.{language}.txt")).symbols != known.symbols:
+            raise DataError(f"{data}: dict.{language}.txt is not the model's. Give the data that it was trained on")
+    order = next(pair for pair in (languages, languages[::-1]) if any(data.glob(f"train.{'-'.join(pair)}.*.idx")))
+    sides = [
+        data_utils.load_indexed_dataset(str(data / f"train.{'-'.join(order)}.{language}"), known)
+        for language, known in zip(languages, dictionaries, strict=True)
+    ]
+    if any(side is None for side in sides) or len(sides[0]) != len(sides[1]):
+        raise DataError(f"{data}: its training split cannot be read, or its sides have different lengths")
+    source, target = dictionaries
+    same = {index: target.indices[word] for index, word in enumerate(source.symbols) if word in target.indices}
+    pairs = _Pairs(*sides)
+    shortlists.write(shortlists.build(pairs, (len(source), len(target)), size, same), path)
+
+
+class _Pairs(Sequence):
+    """Sentences of a binarized split, read as they are asked for."""
+
+    def __init__(self, source: Any, target: Any):
+        self._source, self._target = source, target
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._source[index].numpy(), self._target[index].numpy()
 
 
 def _describe(model: parts.Model) -> dict[str, Any]:

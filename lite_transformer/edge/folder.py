@@ -15,6 +15,8 @@ KIND = "lite-transformer edge model"
 MANIFEST_FILE = "edge.json"
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
+RESTRICTED_FILE = "decoder_restricted.onnx"
+SHORTLIST_FILE = "shortlist.bin"  # only if the model was exported with one
 WEIGHTS_FILE = "weights.bin"
 PRECISIONS = ("fp32", "int8")
 
@@ -118,7 +120,7 @@ def _problem(manifest: Manifest) -> str | None:
         if pure.is_absolute() or ".." in pure.parts:
             return f"'{name}' is a file outside the folder"
     sides = [manifest.vocabulary.get(side) for side in ("source", "target")]
-    needed = [ENCODER_FILE, DECODER_FILE, WEIGHTS_FILE, *sides]
+    needed = [ENCODER_FILE, DECODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE, *sides]
     missing = [str(name) for name in needed if name not in manifest.files]
     if missing:
         return f"it lists no {missing[0]}"

@@ -150,13 +150,16 @@ class _Graph:
             matrix = self.weight(f"{name}.weight", codes.T)
         else:
             matrix = self.op("Transpose", self.weight(f"{name}.weight", codes), perm=[1, 0])
+        return self.integer_product(x, matrix, self.weight(f"{name}.scale", scales))
+
+    def integer_product(self, x: str, codes: str, scales: str) -> str:
+        """x (..., in) times codes (in, out), each column of which has a scale."""
         if x not in self._quantized:
             found = self.ops("DynamicQuantizeLinear", 3, x)
             self._quantized[x] = (found[0], found[1], found[2])
         values, scale, zero = self._quantized[x]
-        whole = self.op("MatMulInteger", values, matrix, zero, self.constant(0, np.int8))
-        factor = self.op("Mul", scale, self.weight(f"{name}.scale", scales))
-        return self.op("Mul", self.op("Cast", whole, to=TensorProto.FLOAT), factor)
+        whole = self.op("MatMulInteger", values, codes, zero, self.constant(0, np.int8))
+        return self.op("Mul", self.op("Cast", whole, to=TensorProto.FLOAT), self.op("Mul", scale, scales))
 
     def norm(self, x: str, name: str, norm: Norm) -> str:
         weight, bias = self.weight(f"{name}.weight", norm.weight), self.weight(f"{name}.bias", norm.bias)
@@ -345,10 +348,12 @@ class _Encoder(_Graph):
 class _Step(_Graph):
     """One step: see `lite_transformer.edge.engine.Engine.step` for inputs and outputs.
 
-    ``position`` (1) is the number of the step; caches are in the order of `parts.cache_shapes`.
+    ``position`` (1) is the number of the step; caches are in the order of `parts.cache_shapes`. Of a restricted step
+    the allowed columns of the output matrix are inputs, ``output.weight`` (C, n) with ``output.scale`` (n) if it is
+    quantized, and so is ``end``, the column of the end of the sentence; the tokens that it gives are columns.
     """
 
-    def build(self, model: Model) -> onnx.ModelProto:
+    def build(self, model: Model, restricted: bool = False) -> onnx.ModelProto:
         side = model.decoder
         self._old = iter([f"cache.{index}" for index, _ in enumerate(cache_shapes(side))])
         x = self.embed("tokens", _embedding_name(model, "decoder"), side)  # (B, N, C)
@@ -360,13 +365,26 @@ class _Step(_Graph):
             x = self._layer(x, number, layer)
         if side.norm is not None:
             x = self.norm(x, "decoder.norm", side.norm)
-        is_tied = model.output is side.embedding
-        name = _embedding_name(model, "decoder") if is_tied else "output"
-        logits = self.product(x, name, model.output, transposed=not is_tied)
-        scores = self.op("LogSoftmax", logits, axis=-1)  # (B, N, V)
+        name, is_tied = output_name(model)
+        chosen: list[onnx.ValueInfoProto] = []
+        if not restricted:
+            logits = self.product(x, name, model.output, transposed=not is_tied)
+        else:
+            is_whole = self.precision == "fp32" or len(model.output) < _LEAST_ROWS
+            kind = TensorProto.FLOAT if is_whole else TensorProto.INT8
+            chosen.append(helper.make_tensor_value_info("output.weight", kind, (side.embed_dim, "n")))
+            if is_whole:
+                logits = self.op("MatMul", x, "output.weight")
+            else:
+                chosen.append(_floats("output.scale", ("n",)))
+                logits = self.integer_product(x, "output.weight", "output.scale")
+            chosen.append(helper.make_tensor_value_info("end", TensorProto.INT64, ()))
+        scores = self.op("LogSoftmax", logits, axis=-1)  # (B, N, V or n)
         self.ops("TopK", 2, scores, "count", outputs=["scores", "tokens_out"], axis=-1)
-        self.ops("Gather", 1, scores, self.constant(model.end), outputs=["end_scores"], axis=-1)
-        return self.model(*self._interface(model))
+        end = "end" if restricted else self.constant(model.end)
+        self.ops("Gather", 1, scores, end, outputs=["end_scores"], axis=-1)
+        inputs, outputs = self._interface(model)
+        return self.model([*inputs, *chosen], outputs)
 
     def _interface(self, model: Model) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
         inputs = [
@@ -470,21 +488,30 @@ def _embedding_name(model: Model, side: str) -> str:
     return "embedding" if shared else f"{side}.embedding"
 
 
+def output_name(model: Model) -> tuple[str, bool]:
+    """What the output matrix is called in the weights, and whether it is the decoder's embedding, stored as (V, C)."""
+    is_tied = model.output is model.decoder.embedding
+    return (_embedding_name(model, "decoder") if is_tied else "output"), is_tied
+
+
 def _floats(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def write_graphs(model: Model, folder: Path, precision: str) -> dict[str, dict[str, Any]]:
-    """Writes encoder.onnx, decoder.onnx and the weights of both; returns where each tensor lies in weights.bin.
+    """Writes the graphs of the encoder, of a step and of a restricted one, and the weights of all of them.
+
+    Returns: where each tensor lies in weights.bin.
 
     Raises: UnsupportedInputError naming what has no operator.
     """
-    from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, WEIGHTS_FILE
+    from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE
 
     with Weights(folder / WEIGHTS_FILE) as weights:
         encoder = _Encoder("encoder", weights, precision).build(model)
         decoder = _Step("decoder_step", weights, precision).build(model)
-    for name, graph in ((ENCODER_FILE, encoder), (DECODER_FILE, decoder)):
+        restricted = _Step("decoder_step_restricted", weights, precision).build(model, restricted=True)
+    for name, graph in ((ENCODER_FILE, encoder), (DECODER_FILE, decoder), (RESTRICTED_FILE, restricted)):
         onnx.save(graph, str(folder / name))
         onnx.checker.check_model(str(folder / name))
     return weights.index

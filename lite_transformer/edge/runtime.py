@@ -10,8 +10,10 @@ from pathlib import Path
 
 from data_prep.text import TextPipeline
 from lite_transformer.edge.engine import Engine
-from lite_transformer.edge.folder import Manifest, check_folder
+from lite_transformer.edge.folder import SHORTLIST_FILE, Manifest, check_folder
 from lite_transformer.edge.search import Found, Settings, greedy, search
+from lite_transformer.edge.shortlist import Shortlist
+from lite_transformer.edge.shortlist import read as read_shortlist
 from lite_transformer.edge.tiers import load_engine
 from lite_transformer.edge.vocabulary import END, Vocabulary
 from lite_transformer.errors import CheckpointError, ConfigError, DataError
@@ -59,22 +61,25 @@ class Translator:
         engine: Engine,
         source: tuple[TextPipeline, Vocabulary],
         target: tuple[TextPipeline, Vocabulary],
+        shortlist: Shortlist | None = None,
     ):
         self.manifest = manifest
         self.engine = engine
         self._source, self._source_words = source
         self._target, self._target_words = target
+        self._shortlist = shortlist
         self.max_source_tokens = manifest.max_source_tokens
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int = 1, engine: str = "auto") -> Translator:
+    def load(cls, folder: str | Path, threads: int = 1, engine: str = "auto", shortlist: bool = False) -> Translator:
         """The model in a folder that `lite-transformer export` made; every file of it is checked first.
 
         Args:
             threads: that one step of the model is computed by.
             engine: 'native' (compiled), 'portable' (ONNX Runtime), or 'auto': native where it can run.
+            shortlist: whether a translation may have only words that its source makes likely: faster, and not exact.
         Raises: CheckpointError naming the file that is missing, damaged, foreign, or of a newer format; ConfigError if
-            ``threads`` is not a positive number, or the engine cannot run here.
+            ``threads`` is not a positive number, the engine cannot run here, or there is no shortlist.
         """
         if not isinstance(threads, int) or threads < 1:
             raise ConfigError(f"threads {threads}: a whole number of at least 1 is needed")
@@ -94,7 +99,13 @@ class Translator:
         found = [len(words) for _, words in sides]
         if sizes != found:
             raise CheckpointError(f"{folder}: dictionaries of {found} subwords, the model has {sizes}")
-        return cls(manifest, load_engine(engine, folder, manifest, threads), *sides)
+        words = None
+        if shortlist:
+            if SHORTLIST_FILE not in manifest.files:
+                raise ConfigError(f"{folder} has no shortlist: export the model with --shortlist BIN")
+            words = read_shortlist(folder / SHORTLIST_FILE, (found[0], found[1]))
+        source, target = sides
+        return cls(manifest, load_engine(engine, folder, manifest, threads, shortlist), source, target, words)
 
     def translate(self, lines: Sequence[str], batch_size: int = 32, first: int = 1, **options: float) -> list[str]:
         """The best translation of each line, one for one and in order; an empty line stays empty.
@@ -140,6 +151,7 @@ class Translator:
             length = int(settings.max_len_a * len(piece.tokens) + settings.max_len_b)
             limit = min(length, self.manifest.max_target_tokens - 1)
             written: list[int] = []
+            self._restrict([piece.tokens], beam=2)  # the greedy search looks at three tokens
             for token in greedy(self.engine, piece.tokens, limit, settings.min_len):
                 if written and self._is_whole(written[-1], token):
                     text = _one_line(f"{before} {self._text(self._target_words.decode(written))}")
@@ -214,13 +226,26 @@ class Translator:
     def _search(self, pieces: Sequence[_Piece], settings: Settings, first: int) -> list[list[Found]]:
         sources = [piece.tokens for piece in pieces]
         try:
-            return search(self.engine, sources, settings, len(self._target_words), self.manifest.max_target_tokens)
+            size = self._restrict(sources, settings.beam)
+            return search(self.engine, sources, settings, size, self.manifest.max_target_tokens)
         except Exception as error:  # memory, most likely: one line too long must not lose the others
             if len(pieces) > 1:
                 return [found for piece in pieces for found in self._search([piece], settings, first)]
             reason = " ".join(str(error).split()) or type(error).__name__
             logger.error("line %d: cannot be translated, left empty (%s)", first + pieces[0].line, reason)
             return [[]]
+
+    def _restrict(self, sources: Sequence[Sequence[int]], beam: int) -> int:
+        """Restricts the engine to the shortlist of these sources, if there is one; returns the number of candidates."""
+        size = len(self._target_words)
+        if self._shortlist is None:
+            return size
+        allowed = self._shortlist.allowed(sources)
+        if not 2 * beam < len(allowed) < size:  # too few for the search, or all of them
+            self.engine.restrict(None)
+            return size
+        self.engine.restrict(allowed)
+        return len(allowed)
 
     def _is_whole(self, last: int, following: int) -> bool:
         """Whether a word ends between two tokens."""

@@ -15,9 +15,11 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "native", "portable")
 
 
-def load_engine(name: str, folder: Path, manifest: Manifest, threads: int) -> Engine:
+def load_engine(name: str, folder: Path, manifest: Manifest, threads: int, restricted: bool = False) -> Engine:
     """The engine of that name, one of ENGINES; which one it is, and why, is logged.
 
+    Args:
+        restricted: whether steps will be restricted to some tokens, see `Engine.restrict`.
     Raises: ConfigError if there is no such engine, or the one that is asked for cannot run here.
     """
     if name not in ENGINES:
@@ -28,4 +30,4 @@ def load_engine(name: str, folder: Path, manifest: Manifest, threads: int) -> En
         logger.info("native engine: %s, %s, threads: %d", manifest.precision, native.kernels, native.threads)
         return native
     logger.info("portable engine%s", f": the native one cannot run, {reason}" if reason else "")
-    return OnnxEngine(folder, manifest, threads)
+    return OnnxEngine(folder, manifest, threads, restricted)

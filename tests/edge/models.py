@@ -46,7 +46,9 @@ def loaded_model(transformer: bool = False, target_words: int | None = None, see
     return Loaded([model], task, None, torch.device("cpu"))
 
 
-def exported(loaded: Loaded, folder: Path, precision: str = "fp32", **search: Any) -> Path:
+def exported(
+    loaded: Loaded, folder: Path, precision: str = "fp32", shortlist: tuple[Path, int] | None = None, **search: Any
+) -> Path:
     """FOLDER/model, with dictionaries and text settings in FOLDER/data: words as white space gives them."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
@@ -56,5 +58,5 @@ def exported(loaded: Loaded, folder: Path, precision: str = "fp32", **search: An
         language: TextPipeline(language, normalize=False, tokenizer="none", subword="none", folder=data)
         for language in LANGUAGES
     }
-    export(loaded, pipelines, data, folder / "model", precision, search)
+    export(loaded, pipelines, data, folder / "model", precision, search, shortlist)
     return folder / "model"
