@@ -56,6 +56,11 @@ class TextPipeline:
             if getattr(self, name) not in known:
                 raise DataError(f"unknown {name} '{getattr(self, name)}'. Known: {', '.join(known)}.")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the pipeline reads, relative to ``folder``: the subword model, or nothing."""
+        return () if self.subword == "none" else (self.codes,)
+
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data, without the folder."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "folder"}

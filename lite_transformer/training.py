@@ -46,6 +46,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lite_transformer import __version__
+from lite_transformer.compression.training import TASK_PREFIX
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, UnknownArchitectureError
 from lite_transformer.models.architectures import ARCHITECTURES
 
@@ -316,7 +317,7 @@ def check_data(config: DictConfig, experiment: str) -> None:
 
 
 def _is_language_modeling(config: DictConfig) -> bool:
-    return bool(config.task.get("_name") == "language_modeling")
+    return str(config.task.get("_name")).removeprefix(TASK_PREFIX) == "language_modeling"
 
 
 def _files_of_pairs(config: DictConfig, folder: Path, splits: Iterable[str], advice: str) -> list[str]:

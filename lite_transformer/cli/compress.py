@@ -11,9 +11,9 @@ The file is a model: `evaluate` and `translate` take it as --checkpoint, and com
 settings. `inspect` shows what its bytes are spent on; lite_transformer/compression/FORMAT.md describes them.
 
 int8 needs no further training. Recipes that prune lose quality unless the model is trained on while its weights are
-left out: the task compressed_translation does that (see its help in lite_transformer/tasks), and compress then packs
-its checkpoint with the same recipe. --scan measures which tensors bear pruning: the loss on a split as each is pruned
-alone, as JSON and as a plot beside it.
+left out: the tasks compressed_translation and compressed_language_modeling do that (see lite_transformer/tasks), and
+compress then packs the checkpoint with the same recipe. --scan measures which tensors bear pruning: the loss on a split
+as each is pruned alone, as JSON and as a plot beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from lite_transformer.errors import ConfigError
 
 if TYPE_CHECKING:
     from lite_transformer.compression.recipes import Recipe
+    from lite_transformer.scoring.decoding import Loaded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scan = parser.add_argument_group("which tensors bear pruning (needs --data)")
     scan.add_argument("--scan", type=Path, metavar="FILE", help="measure, write JSON here and a plot as FILE.png")
     scan.add_argument("--split", default="valid", metavar="NAME", help="where the loss is measured (default valid)")
-    scan.add_argument("--sentences", type=int, default=500, metavar="N", help="the first N of the split (default 500)")
+    scan.add_argument(
+        "--sentences", type=int, default=500, metavar="N", help="the first N of the split (default 500; of a text, all)"
+    )
     scan.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.7, 0.9], metavar="P",
                       help="parts of a tensor that are left out (default 0.5 0.7 0.9)")  # fmt: skip
     scan.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -114,16 +118,20 @@ def _scan(args: argparse.Namespace) -> int:
     from data_prep.io import write_json
     from lite_transformer.compression import apply, plots, pruning
     from lite_transformer.compression.recipes import load_recipe
-    from lite_transformer.scoring import decoding, likelihood
+    from lite_transformer.scoring import decoding, perplexity
 
     if args.data is None:
         raise ConfigError("--scan needs --data, the binarized data whose loss is measured")
     if not all(0 <= wanted < 1 for wanted in args.sparsities):
         raise ConfigError(f"--sparsities {args.sparsities}: parts of a tensor, from 0 to below 1")
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    decoding.check_data(args.data, args.split, decoding.languages_of(args.checkpoint))
+    is_text = perplexity.is_language_model(args.checkpoint)
+    if is_text:
+        perplexity.check_data(args.data, args.split)
+    else:
+        decoding.check_data(args.data, args.split, decoding.languages_of(args.checkpoint))
     loaded = decoding.load([args.checkpoint], args.data, args.cpu)
-    loss = likelihood.Loss(loaded, args.split, args.sentences)
+    loss, sentences = _text_loss(loaded, args) if is_text else _loss(loaded, args)
     weights = {name: weight.data for name, weight in loaded.models[0].named_parameters()}
     weights = {name: weights[name] for name in apply.targets(weights, load_recipe(args.recipe)).quantized}
 
@@ -134,7 +142,7 @@ def _scan(args: argparse.Namespace) -> int:
         "checkpoint": str(args.checkpoint),
         "data": str(args.data),
         "split": args.split,
-        "sentences": loss.sentences,
+        "sentences": sentences,
         "measure": "negative log-likelihood of a target token, in bits",
         "dense": loss(),
         "sparsities": args.sparsities,
@@ -154,3 +162,20 @@ def _scan(args: argparse.Namespace) -> int:
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.write(f"written: {args.scan}, {plot}\n")
     return 0
+
+
+def _loss(loaded: Loaded, args: argparse.Namespace) -> tuple[Callable[[], float], int | None]:
+    """The loss of a translation model, in bits a token, and on how many sentences."""
+    from lite_transformer.scoring import likelihood
+
+    loss = likelihood.Loss(loaded, args.split, args.sentences)
+    return loss, loss.sentences
+
+
+def _text_loss(loaded: Loaded, args: argparse.Namespace) -> tuple[Callable[[], float], int | None]:
+    """That of a language model, on the whole split."""
+    from lite_transformer.scoring import perplexity
+    from lite_transformer.scoring.text_protocols import usual_protocol
+
+    protocol = usual_protocol(int(loaded.models[0].max_positions()))
+    return lambda: perplexity.score_split(loaded, args.data, args.split, protocol, "none")[0].bits_per_token, None

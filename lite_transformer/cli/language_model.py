@@ -60,11 +60,14 @@ def _file(path: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lite_transformer.compression import packed
     from lite_transformer.scoring import decoding, perplexity
 
     _refuse(args)
     named = find_text_protocol(Path(args.experiment).stem) if args.experiment else None
     checkpoint, how = _checkpoint(args)
+    if packed.is_packed(checkpoint):
+        how = packed.origin(checkpoint)
     perplexity.check_data(args.data, args.split)
     loaded = decoding.load([checkpoint], args.data, args.cpu, args.fp16)
     prepared = read_json(args.data / RECORD_FILE) if (args.data / RECORD_FILE).is_file() else {}

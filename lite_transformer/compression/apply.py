@@ -16,8 +16,8 @@ from lite_transformer.compression.quantization import METHODS
 from lite_transformer.compression.recipes import Quantization, Recipe
 from lite_transformer.compression.tensors import Raw
 
-# fairseq's names, old and new, for what the paper's accounting leaves out.
-_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|embed_positions|output_projection|embed_out)(\.|$)")
+# fairseq's names, old and new, for what the paper's accounting leaves out; adaptive input and softmax, too.
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|embed_positions|output_projection|embed_out|adaptive_softmax)(\.|$)")
 
 
 def is_embedding(name: str) -> bool:

@@ -68,9 +68,9 @@ def texts_of(path: Path, data: Path) -> dict[str, bytes]:
     config = load_checkpoint(path)
     options = config["cfg"]["task"] if config.get("cfg") is not None else vars(config["args"])
     names = [f"dict.{options[key]}.txt" for key in ("source_lang", "target_lang") if options.get(key)]
-    names = names or sorted(file.name for file in data.glob("dict.*.txt"))
+    names = names or sorted(file.name for file in data.glob("dict*.txt"))  # a language model has dict.txt
     if (data / RECORD_FILE).is_file():
-        names += [RECORD_FILE, *sorted({pipeline.codes for pipeline in load_pipelines(data).values()})]
+        names += [RECORD_FILE, *sorted({name for pipeline in load_pipelines(data).values() for name in pipeline.files})]
     texts = {}
     for name in dict.fromkeys(names):
         try:

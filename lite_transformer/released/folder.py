@@ -74,8 +74,9 @@ def _check_text(folder: Path, card: Card) -> None:
     for code in (card.source_language, card.target_language):
         if code not in pipelines:
             raise DataError(f"{folder / RECORD_FILE} is not for {code}, a language of the model. {_AGAIN}")
-        if pipelines[code].codes not in card.files:
-            raise CheckpointError(f"{folder / CARD_FILE}: it lists no {pipelines[code].codes}. {_AGAIN}")
+        for name in pipelines[code].files:
+            if name not in card.files:
+                raise CheckpointError(f"{folder / CARD_FILE}: it lists no {name}. {_AGAIN}")
 
 
 def check_dictionaries(card: Card, folder: Path, data: Path) -> None:

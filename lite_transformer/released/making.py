@@ -164,7 +164,7 @@ def _check_languages(loaded: Loaded, pipelines: dict[str, TextPipeline], data: P
 def _copy_text(data: Path, folder: Path, pipelines: Sequence[TextPipeline]) -> None:
     """Dictionaries, subword codes and text settings, byte for byte, by the names they have in the data folder."""
     names = [RECORD_FILE, *(f"dict.{pipeline.language}.txt" for pipeline in pipelines)]
-    for name in dict.fromkeys([*names, *(pipeline.codes for pipeline in pipelines)]):
+    for name in dict.fromkeys([*names, *(name for pipeline in pipelines for name in pipeline.files)]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data / name, folder / name)
 

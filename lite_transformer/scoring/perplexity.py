@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lite_transformer.compression.training import TASK_PREFIX
 from lite_transformer.errors import ConfigError, DataError, ScoringError
 from lite_transformer.models.adaptive import BandedSoftmax
 from lite_transformer.models.safe_load import load_checkpoint
@@ -36,12 +37,14 @@ _SCORED_AT_ONCE = 4096  # positions; their logits of the softmax' first band are
 
 
 def is_language_model(checkpoint: Path) -> bool:
-    """Whether a checkpoint was trained on fairseq's task language_modeling. Raises: CheckpointError."""
+    """Whether a checkpoint was trained on fairseq's task language_modeling, or by a recipe. Raises: CheckpointError."""
     state = load_checkpoint(checkpoint)
     options = state["cfg"]["task"] if state.get("cfg") is not None else state["args"]
     if isinstance(options, dict):
-        return options.get("_name") == TASK
-    return (getattr(options, "_name", None) or getattr(options, "task", None)) == TASK
+        name = options.get("_name")
+    else:
+        name = getattr(options, "_name", None) or getattr(options, "task", None)
+    return str(name).removeprefix(TASK_PREFIX) == TASK
 
 
 # --- the text ------------------------------------------------------------------------------------------------------

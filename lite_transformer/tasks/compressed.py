@@ -1,4 +1,5 @@
-"""``--task compressed_translation``: translation, trained on while a recipe prunes and quantizes the model.
+"""``--task compressed_translation`` and ``compressed_language_modeling``: tasks of fairseq, trained on while a recipe
+prunes and quantizes the model.
 
   lite-transformer train EXPERIMENT --data DIR/bin --save-dir runs/NAME.paper
       task._name=compressed_translation task.compression_recipe=paper
@@ -16,9 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FP16Optimizer
 from fairseq.optim.fp16_optimizer import MemoryEfficientFP16Optimizer
 from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
@@ -28,8 +31,8 @@ from lite_transformer.errors import ConfigError
 
 
 @dataclass
-class CompressedTranslationConfig(TranslationConfig):
-    """The options of translation, and when to do what the recipe says; names in `compression.training`."""
+class CompressionConfig(FairseqDataclass):
+    """When to do what the recipe says; names in `compression.training`."""
 
     compression_recipe: str = field(default="paper", metadata={"help": "name of a recipe, or path of a YAML file"})
     prune_until: float = field(default=0.4, metadata={"help": "pruning grows up to this part of all updates"})
@@ -37,6 +40,16 @@ class CompressedTranslationConfig(TranslationConfig):
     quantize_from: float = field(default=0.5, metadata={"help": "weights are quantized from this part of all updates"})
     tie_from: float = field(default=0.8, metadata={"help": "levels are trained from this part of all updates"})
     compression_updates: int = II("optimization.max_update")
+
+
+@dataclass
+class CompressedTranslationConfig(CompressionConfig, TranslationConfig):
+    """The options of translation and of compression."""
+
+
+@dataclass
+class CompressedLanguageModelingConfig(CompressionConfig, LanguageModelingConfig):
+    """The options of language modeling and of compression."""
 
 
 class CompressedTraining:
@@ -113,3 +126,8 @@ def _inner(model: Any) -> Any:
 @register_task("compressed_translation", dataclass=CompressedTranslationConfig)
 class CompressedTranslationTask(CompressedTraining, TranslationTask):
     """Translation, trained on by a compression recipe."""
+
+
+@register_task("compressed_language_modeling", dataclass=CompressedLanguageModelingConfig)
+class CompressedLanguageModelingTask(CompressedTraining, LanguageModelingTask):
+    """Language modeling, trained on by a compression recipe."""
