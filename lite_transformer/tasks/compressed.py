@@ -56,13 +56,14 @@ class CompressedTraining:
     """What a task needs to train by a recipe, to be mixed into one; its options are those above."""
 
     cfg: Any
+    args: Any
     _compressor: Compressor | None = None
     _restored: dict[str, Any] | None = None
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Raises: ConfigError if the recipe or the schedule cannot be; not when a trained model is only loaded."""
         if not from_checkpoint:
-            options = self.cfg
+            options = self.cfg or self.args  # fairseq's older tasks, language modeling among them, have args
             self._compressor = Compressor(
                 load_recipe(options.compression_recipe),
                 Plan.of(
