@@ -31,13 +31,14 @@ PAPER = [path for path in CONFIGS if path.stem.startswith(("iwslt14_", "wmt", "c
 
 
 @functools.cache
-def _load(path: Path) -> DictConfig:
+def load(path: Path) -> DictConfig:
+    """An experiment with fairseq's defaults; callers copy it before they change it."""
     return training.load_config(path, ["task.data=none"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_model_of_an_experiment_is_built(path: Path):
-    config = _load(path)
+    config = load(path)
     dictionary = Dictionary()
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
 
@@ -55,7 +56,7 @@ def test_the_model_of_an_experiment_is_built(path: Path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_experiment_can_be_started_as_its_head_says(path: Path):
     """The traps: dropped sentences, a user-dir that is not there, a batch that depends on the number of GPUs."""
-    config, file, text = _load(path), training.read_config(path), path.read_text(encoding="utf-8")
+    config, file, text = load(path), training.read_config(path), path.read_text(encoding="utf-8")
 
     assert text.startswith("# @package _global_\n")
     assert f"lite-transformer train {path.stem} --data " in text
@@ -109,7 +110,7 @@ def rate_of(config: DictConfig) -> Callable[[int], float]:
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_learning_rate_follows_the_paper(path: Path):
     curve = next(curve for prefix, curve in CURVES.items() if path.stem.startswith(prefix))
-    scheduler = _scheduler(_load(path))
+    scheduler = _scheduler(load(path))
 
     for step, rate in curve.items():
         # the floor's golden value is given to its first digit: the last step is a hair above it
@@ -131,7 +132,7 @@ WMT_DROPOUT = {
 
 @pytest.mark.parametrize("name", WMT_DROPOUT)
 def test_large_recipes_are_those_of_the_paper(name: str):
-    config = _load(commands.ROOT / "configs" / f"{name}.yaml")
+    config = load(commands.ROOT / "configs" / f"{name}.yaml")
     dropout, other = WMT_DROPOUT[name]
 
     assert (config.model.dropout, config.model.attention_dropout, config.model.weight_dropout) == (
@@ -151,7 +152,7 @@ def test_large_recipes_are_those_of_the_paper(name: str):
 
 @pytest.mark.parametrize("dim", [160, 240, 320])
 def test_iwslt_recipes_are_those_of_the_paper(dim: int):
-    config = _load(commands.ROOT / "configs" / f"iwslt14_de_en_lite_{dim}.yaml")
+    config = load(commands.ROOT / "configs" / f"iwslt14_de_en_lite_{dim}.yaml")
 
     assert (config.model.dropout, config.model.attention_dropout, config.model.weight_dropout) == (0.2, 0.0, 0.1)
     assert not config.model.share_all_embeddings
@@ -172,7 +173,7 @@ SMALL = sorted(
 
 @pytest.mark.parametrize(("lite_path", "transformer_path"), SMALL, ids=[path.stem for path, _ in SMALL])
 def test_two_models_of_a_budget_cost_the_same_and_learn_by_one_recipe(lite_path: Path, transformer_path: Path):
-    lite, transformer = _load(lite_path), _load(transformer_path)
+    lite, transformer = load(lite_path), load(transformer_path)
     for group in ("task", "criterion", "optimizer", "lr_scheduler", "optimization", "dataset", "common", "checkpoint"):
         assert lite[group] == transformer[group], group
     for option in ("encoder_normalize_before", "decoder_normalize_before", "dropout", "share_all_embeddings"):
@@ -197,7 +198,7 @@ def _changed(config: DictConfig) -> dict[str, Any]:
 
 
 def test_the_batch_of_an_experiment_does_not_depend_on_the_number_of_processes():
-    config = deepcopy(_load(commands.ROOT / "configs" / "wmt16_en_de_lite_496.yaml"))
+    config = deepcopy(load(commands.ROOT / "configs" / "wmt16_en_de_lite_496.yaml"))
 
     training.spread(config, 8)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY
-from omegaconf import DictConfig
 
 from lite_transformer import training
 from lite_transformer.cli.main import main
@@ -19,16 +17,11 @@ from lite_transformer.macs.closed_form import closed_form
 from lite_transformer.models.architectures import ARCHITECTURES
 from tests.helpers import commands
 from tests.helpers.models import tiny_task
-from tests.integration.test_configs import LANGUAGE_MODELS, rate_of
+from tests.integration.test_configs import LANGUAGE_MODELS, load, rate_of
 
 LITE_896 = commands.ROOT / "configs" / "wikitext103_lite_896.yaml"
 WIKITEXT = [path for path in LANGUAGE_MODELS if path.stem.startswith("wikitext103_")]
 LINUX = [path for path in LANGUAGE_MODELS if path.stem.startswith("linux_docs_")]
-
-
-@functools.cache
-def load(path: Path) -> DictConfig:
-    return training.load_config(path, ["task.data=none"])
 
 
 def test_the_experiments_are_there():
