@@ -3,6 +3,7 @@
 
   scripts/bench_scaling.py multi30k_en_de_lite --data data/multi30k_en_de/bin --gpus 1,2
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2,4 --record results/speed/scaling_NAME.json common.bf16=true
+  scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --together      both at once, on three GPUs
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --cpu          processes instead of GPUs
 
 Each count is one `lite-transformer train`; every update adds up the gradients of --batches batches, divided among the
@@ -15,21 +16,28 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from _benchmark import provenance, summary
 from tqdm import tqdm
 
 from data_prep.io import write_json
 
 
-def train(count: int, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """What fairseq logged in each interval of a run with ``count`` processes: loss, tokens a second (wps), and more."""
+def train(count: int, args: argparse.Namespace, folder: Path, devices: str | None = None) -> list[dict[str, Any]]:
+    """What fairseq logged in each interval of a run with ``count`` processes: loss, tokens a second (wps), and more.
+
+    ``devices`` are the GPUs it may use; None: all.
+    """
+    environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": devices}
     words = [
         sys.executable, "-m", "lite_transformer.cli.main", "train", args.config, "--data", str(args.data),
         "--save-dir", str(folder), *(["--cpu", "--processes"] if args.cpu else ["--gpus"]), str(count),
@@ -37,11 +45,26 @@ def train(count: int, args: argparse.Namespace, folder: Path) -> list[dict[str, 
         f"common.log_interval={args.interval}", "common.log_format=json", "checkpoint.no_save=true",
         "dataset.disable_validation=true", *args.overrides,
     ]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise SystemExit(f"training with {count} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
     return [json.loads(line.split(" | ", 3)[3]) for line in lines if " | train_inner | {" in line]
+
+
+def train_all(args: argparse.Namespace, scratch: Path) -> Iterator[list[dict[str, Any]]]:
+    """The runs' intervals, in the order of ``args.gpus``."""
+    if not args.together:
+        for count in args.gpus:
+            yield train(count, args, scratch / str(count))
+        return
+    free = iter(args.devices)
+    places = [",".join(next(free) for _ in range(count)) for count in args.gpus]
+    with ThreadPoolExecutor(len(places)) as pool:
+        runs = zip(args.gpus, places, strict=True)
+        waiting = [pool.submit(train, count, args, scratch / str(count), place) for count, place in runs]
+        for run in waiting:
+            yield run.result()
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
@@ -53,6 +76,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, metavar="N", help="of an update (default: the fewest all counts divide)")
     parser.add_argument("--updates", type=int, default=400, metavar="N", help="of each run (default 400)")
     parser.add_argument("--interval", type=int, default=20, metavar="N", help="updates of one sample (default 20)")
+    parser.add_argument("--together", action="store_true", help="all counts at once, each on GPUs of its own")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU instead of GPUs")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write all samples as JSON")
     parser.add_argument("--commit", metavar="HASH", help="of the code, where there is no git checkout")
@@ -65,6 +89,12 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     args.batches = fewest if args.batches is None else args.batches
     if args.batches < 1 or args.batches % fewest:
         parser.error(f"--batches {args.batches}: a multiple of {fewest} is needed, each GPU takes an equal part")
+    if args.together:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        args.devices = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+        if args.cpu or len(args.devices) < sum(args.gpus):
+            found = "--cpu" if args.cpu else f"{len(args.devices)} GPUs are here"
+            parser.error(f"--together needs a GPU for each process, {sum(args.gpus)} in all; {found}: leave it out")
     if args.updates < 2 * args.interval:
         parser.error(f"--updates {args.updates}: at least two intervals, {2 * args.interval}, are needed")
     return args
@@ -75,8 +105,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parse_args(words)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for count in tqdm(args.gpus, unit="run", disable=None):
-            intervals = train(count, args, Path(scratch) / str(count))
+        runs = zip(args.gpus, train_all(args, Path(scratch)), strict=True)
+        for count, intervals in tqdm(runs, total=len(args.gpus), unit="run", disable=None):
             measured = intervals[len(intervals) // 2 :]
             results.append({
                 "count": count,

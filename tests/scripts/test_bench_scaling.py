@@ -65,12 +65,31 @@ def test_a_training_that_fails_says_why(tmp_path):
         bench_scaling.main(["multi30k_en_de_lite", "--data", str(tmp_path / "none"), *SMALL])
 
 
+def test_together_each_count_has_gpus_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,5")
+    asked = {}
+
+    def run(words, env, **_):
+        asked[words[words.index("--gpus") + 1]] = env["CUDA_VISIBLE_DEVICES"]
+        folder = Path(words[words.index("--save-dir") + 1])
+        folder.mkdir()
+        line = json.dumps({"wps": words[words.index("--gpus") + 1], "ups": "2", "loss": "1"})
+        (folder / "train.log").write_text(f"t | INFO | train_inner | {line}\n" * 4)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(bench_scaling.subprocess, "run", run)
+    assert bench_scaling.main(["x", "--data", "y", "--gpus", "1,2", "--together"]) == 0
+    assert asked == {"1": "7", "2": "3,5"}
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["--gpus", "1,x"], "--gpus 1,x: counts, such as 1,2"),
         (["--updates", "20"], "--updates 20: at least two"),
         (["--gpus", "2,3", "--batches", "9"], "--batches 9: a multiple of 6"),
+        (["--gpus", "9,99", "--together"], "--together needs a GPU for each process, 108 in all"),
+        (["--gpus", "1", "--together", "--cpu"], "--together needs a GPU for each process, 1 in all; --cpu"),
     ],
 )
 def test_bad_arguments_are_named(words, text, capsys):
