@@ -24,8 +24,8 @@ import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import omegaconf_no_object_check
 from fairseq.registry import REGISTRIES
+from fairseq.tasks import FairseqTask
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,9 +47,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lite_transformer import __version__
+from lite_transformer.compression.packed import is_packed
 from lite_transformer.compression.training import TASK_PREFIX
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, UnknownArchitectureError
 from lite_transformer.models.architectures import ARCHITECTURES
+from lite_transformer.models.safe_load import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -480,6 +483,19 @@ def check_same_model(config: DictConfig, save_dir: Path) -> None:
             )
 
 
+def check_first_weights(config: DictConfig, save_dir: Path) -> None:
+    """What checkpoint.finetune_from_model names, if it is going to be read, can be. Raises CheckpointError."""
+    name = config.checkpoint.get("finetune_from_model")
+    if not name or (save_dir / "checkpoint_last.pt").exists():
+        return
+    if is_packed(Path(name)):
+        raise CheckpointError(
+            f"checkpoint.finetune_from_model={name} is a packed file, from which fairseq cannot go on. "
+            f"Run: lite-transformer decompress {name} --out {Path(name).with_suffix('.pt')}, and give that"
+        )
+    load_checkpoint(Path(name))
+
+
 # --- running -------------------------------------------------------------------------------------------------------
 
 
@@ -554,7 +570,37 @@ def _train(config: DictConfig) -> None:
         for name in names:
             if hasattr(function, name):
                 delattr(function, name)
-    fairseq_train.main(config)
+    with _batches_of_the_first_epoch():
+        fairseq_train.main(config)
+
+
+@contextmanager
+def _batches_of_the_first_epoch() -> Iterator[None]:
+    """While it lasts, a training that goes on in a later epoch has the batches that it began with.
+
+    fairseq puts sentences together into batches once and only shuffles the batches anew in each epoch; but how they are
+    put together is drawn with the number of the epoch in which the program was started, so that a training resumed in
+    epoch 2 would see other batches than one that was never interrupted. Where fairseq makes new batches for each epoch
+    (data in several folders), its numbers stay.
+    """
+    original = FairseqTask.get_batch_iterator
+
+    def begun_in_the_first(
+        task: FairseqTask, dataset: Any, *, disable_iterator_cache: bool = False,
+        update_epoch_batch_itr: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        if task.can_reuse_epoch_itr(dataset) and not (disable_iterator_cache or update_epoch_batch_itr):
+            options["epoch"] = 1
+        return original(
+            task, dataset, disable_iterator_cache=disable_iterator_cache,
+            update_epoch_batch_itr=update_epoch_batch_itr, **options,
+        )  # fmt: skip
+
+    FairseqTask.get_batch_iterator = begun_in_the_first
+    try:
+        yield
+    finally:
+        FairseqTask.get_batch_iterator = original
 
 
 def _free_port() -> int:

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     training.check_data(config, path.stem)
     parameters = sum(weight.numel() for weight in training.build_model(config).parameters())
     training.check_same_model(config, save_dir)
+    training.check_first_weights(config, save_dir)
     training.start_logging(save_dir, group.rank)
     if group.rank == 0:
         training.mend_last_checkpoint(config)

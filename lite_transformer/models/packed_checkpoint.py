@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
@@ -104,11 +105,15 @@ def write_texts(path: Path, folder: Path) -> list[Path]:
 def write_checkpoint(path: Path, output: Path) -> None:
     """Writes a packed file as a checkpoint of its dequantized weights, atomically. Raises: CheckpointError."""
     state = read_state(path)
+    content = io.BytesIO()  # into a file, torch's writer would turn a full disk into words of its own
+    torch.save(state, content)
     try:
         with atomic_bytes(output) as stream:
-            torch.save(state, stream)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise CheckpointError(f"cannot write {output}: {' '.join(str(error).split())}") from None
+            stream.write(content.getbuffer())
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {output}: {error.strerror or error}. The old file, if any, is kept"
+        ) from None
 
 
 def _as_fairseq_upgrades(state: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

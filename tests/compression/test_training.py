@@ -458,3 +458,19 @@ def test_wrong_options_are_one_line(tiny_data, tiny_checkpoint, recipe_file, tmp
         err = capsys.readouterr().err
         assert reason in err
     assert not (tmp_path / "x" / "checkpoint_last.pt").exists()
+
+
+def test_first_weights_that_cannot_be_read_are_one_line(tiny_data, tiny_checkpoint, recipe_file, tmp_path, capsys):
+    path = tmp_path / "model.ltpack"
+    assert main(["compress", str(tiny_checkpoint), "--out", str(path)]) == 0
+    (tmp_path / "text.pt").write_text("text")
+    capsys.readouterr()
+    for first, reason in (
+        (path, f"is a packed file, from which fairseq cannot go on. Run: lite-transformer decompress {path} --out "),
+        (tmp_path / "none.pt", "none.pt does not exist"),
+        (tmp_path / "text.pt", "text.pt is not a checkpoint"),
+    ):
+        assert train(tiny_data, tmp_path / "x", recipe_file, first) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and reason in err, err
+    assert not (tmp_path / "x").exists()
