@@ -33,7 +33,7 @@ set_up_environment() {
     fi
     # Installed once for this checkout, this packaging and this extra: then there is nothing to do.
     stamp="$(python -c 'import sys; print(sys.prefix)')/.lite-transformer-$(
-        { echo "$root $extra"; cat "$root/setup.py" "$root/pyproject.toml"; } | cksum | tr -d ' \t'
+        { echo "$root $extra"; cat "$root/setup.py" "$root/pyproject.toml" "$root"/lite_transformer/edge/native/*.[chi]*; } | cksum | tr -d ' \t'
     )"
     if [[ ! -e "$stamp" ]]; then
         if ! python -c 'import torch' 2>/dev/null; then

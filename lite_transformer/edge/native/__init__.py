@@ -14,7 +14,7 @@ import numpy as np
 
 from lite_transformer.edge.engine import Candidates, Floats, Ids
 from lite_transformer.edge.folder import WEIGHTS_FILE, Manifest
-from lite_transformer.edge.native.library import Library, library
+from lite_transformer.edge.native.library import Library, compiled
 from lite_transformer.edge.native.plan import plan
 from lite_transformer.errors import CheckpointError, ConfigError, UnsupportedInputError
 
@@ -24,7 +24,7 @@ _OLDEST_FORMAT = 2  # of folders; older ones keep small tensors in the graphs
 
 def obstacle(manifest: Manifest) -> str | None:
     """Why the native engine cannot run a model here; None if it can."""
-    if library() is None:
+    if compiled() is None:
         return "it was not built: install a C++ compiler, then lite-transformer again"
     if manifest.format < _OLDEST_FORMAT:
         return f"the folder has format {manifest.format}, {_OLDEST_FORMAT} is needed: export the model again"
@@ -36,9 +36,9 @@ def obstacle(manifest: Manifest) -> str | None:
 class NativeState:
     """Caches between two steps; memory of the compiled engine, released with this object."""
 
-    def __init__(self, compiled: Library, handle: int):
+    def __init__(self, library: Library, handle: int):
         self.handle = handle
-        weakref.finalize(self, compiled.call, "lt_release", handle)
+        weakref.finalize(self, library.call, "lt_release", handle)
 
 
 class NativeEngine:
@@ -54,33 +54,35 @@ class NativeEngine:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int = 1, kernels: str | None = None):
         reason = obstacle(manifest)
-        compiled = library()
-        if reason is not None or compiled is None:
+        library = compiled()
+        if reason is not None or library is None:
             raise ConfigError(f"the native engine cannot run: {reason}. The other one: --engine portable")
-        if kernels is not None and kernels not in compiled.kernels():
-            raise ConfigError(f"this processor has no {kernels}; it has {', '.join(compiled.kernels())}")
-        self._library = compiled
+        if kernels is not None and kernels not in library.kernels():
+            raise ConfigError(f"this processor has no {kernels}; it has {', '.join(library.kernels())}")
+        self._library = library
         self._width = int(manifest.model["encoder"]["embed_dim"])
         path = folder / WEIGHTS_FILE
-        numbers = np.array(plan(manifest), np.int64)
+        numbers = plan(manifest)
         try:
             with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 weights = np.frombuffer(content, np.uint8)
-                handle = compiled.try_to(
-                    "lt_open",
-                    numbers.ctypes.data,
-                    len(numbers),
-                    weights.ctypes.data,
-                    len(weights),
-                    threads,
-                    None if kernels is None else kernels.encode(),
-                    error=lambda line: CheckpointError(f"{path}: {line}. Export the model again"),
-                )
-                del weights
+                try:
+                    handle = library.try_to(
+                        "lt_open",
+                        numbers.ctypes.data,
+                        len(numbers),
+                        weights.ctypes.data,
+                        len(weights),
+                        threads,
+                        None if kernels is None else kernels.encode(),
+                        error=lambda line: CheckpointError(f"{path}: {line}. Export the model again"),
+                    )
+                finally:
+                    del weights  # a map that an array looks into cannot be closed
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise CheckpointError(f"{path}: cannot be read ({error}). Export the model again") from None
         self._handle = handle
-        weakref.finalize(self, compiled.call, "lt_close", handle)
+        weakref.finalize(self, library.call, "lt_close", handle)
 
     @property
     def kernels(self) -> str:

@@ -2,7 +2,8 @@
 //   LT_TARGET  the attribute of the instruction set, on every function (so that no file needs a flag of its own),
 //   kRows      rows of the input that one pass over the weights serves,
 //   kOffset    what `dot_tile` takes away from the codes of the input,
-//   dot_tile<R>(x, stride, w, fours, sums): sums[R][16] = codes of R rows times a block of weights.
+//   dot_tile<R, is_first>(x, stride, w, fours, sums): sums[R][16] = codes of R rows times a block of weights, which the
+//     first rows bring into the cache.
 // Vectors are those of the compiler (GCC, Clang): eight floats, however many registers that takes.
 
 #define LT_INLINE static inline __attribute__((always_inline)) LT_TARGET
@@ -117,12 +118,12 @@ LT_INLINE void finish(F8 low, F8 high, const float* bias, int first, int out, bo
     if (out - first > 8) store_some(y + first + 8, out - first - 8, high);
 }
 
-template <int R>
+template <int R, bool kIsFirst>
 LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int block, bool relu, float* y,
                          size_t y_stride) {
     alignas(64) int32_t sums[R * kBlock];
     const int count = fours(w.in), first = block * kBlock;
-    dot_tile<R>(x.codes + row * x.stride, x.stride, w.codes + size_t(block) * count * 64, count, sums);
+    dot_tile<R, kIsFirst>(x.codes + row * x.stride, x.stride, w.codes + size_t(block) * count * 64, count, sums);
     for (int r = 0; r < R; ++r) {
         F8 result[2];
         for (int half = 0; half < 2; ++half) {
@@ -155,15 +156,19 @@ LT_TARGET static void linear_int8(const PackedView& w, const CodedRows& x, int r
                                   float* y, size_t y_stride) {
     for (int block = first; block < last; ++block) {
         int row = 0;
-        for (; row + kRows <= rows; row += kRows) int8_tile<kRows>(w, x, row, block, relu, y, y_stride);
+        if (rows >= kRows) {
+            int8_tile<kRows, true>(w, x, row, block, relu, y, y_stride);
+            for (row = kRows; row + kRows <= rows; row += kRows)
+                int8_tile<kRows, false>(w, x, row, block, relu, y, y_stride);
+        }
         if (kRows > 4 && row + 4 <= rows) {
-            int8_tile<4>(w, x, row, block, relu, y, y_stride);
+            int8_tile<4, true>(w, x, row, block, relu, y, y_stride);
             row += 4;
         }
         switch (rows - row) {
-            case 1: int8_tile<1>(w, x, row, block, relu, y, y_stride); break;
-            case 2: int8_tile<2>(w, x, row, block, relu, y, y_stride); break;
-            case 3: int8_tile<3>(w, x, row, block, relu, y, y_stride); break;
+            case 1: int8_tile<1, true>(w, x, row, block, relu, y, y_stride); break;
+            case 2: int8_tile<2, true>(w, x, row, block, relu, y, y_stride); break;
+            case 3: int8_tile<3, true>(w, x, row, block, relu, y, y_stride); break;
             default: break;
         }
     }

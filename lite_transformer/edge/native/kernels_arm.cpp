@@ -26,7 +26,7 @@ namespace neon {
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
 
-template <int R>
+template <int R, bool>
 static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, int count, int32_t* sums) {
     int32x4_t sum[R][4];
     for (int r = 0; r < R; ++r)
@@ -65,7 +65,7 @@ namespace dotprod {
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
 
-template <int R>
+template <int R, bool>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
                                                                      int count, int32_t* sums) {
     int32x4_t sum[R][4];

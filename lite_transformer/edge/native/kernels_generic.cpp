@@ -13,7 +13,7 @@ namespace generic {
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
 
-template <int R>
+template <int R, bool>
 static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, int count, int32_t* sums) {
     std::memset(sums, 0, sizeof(int32_t) * R * kBlock);
     for (int k = 0; k < count; ++k, w += 64) {

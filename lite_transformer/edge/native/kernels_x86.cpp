@@ -11,6 +11,9 @@
 
 namespace lt {
 
+// How far before their use weights are asked for: the processor by itself looks ahead too little, and not beyond a page.
+constexpr int kAhead = 4096;
+
 static inline int32_t four_codes(const uint8_t* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
@@ -25,13 +28,14 @@ constexpr int kRows = 4;
 constexpr int kOffset = 0;
 
 // Exact: a code of the input is at most 255, one of the weights at most kMostCode.
-template <int R>
+template <int R, bool kIsFirst>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
                                                                      int count, int32_t* sums) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i low[R], high[R];
     for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
     for (int k = 0; k < count; ++k, w += 64) {
+        if (kIsFirst) __builtin_prefetch(w + kAhead);
         const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
         const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
         for (int r = 0; r < R; ++r) {
@@ -65,12 +69,13 @@ namespace avxvnni {
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
 
-template <int R>
+template <int R, bool kIsFirst>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
                                                                      int count, int32_t* sums) {
     __m256i low[R], high[R];
     for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
     for (int k = 0; k < count; ++k, w += 64) {
+        if (kIsFirst) __builtin_prefetch(w + kAhead);
         const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
         const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
         for (int r = 0; r < R; ++r) {
@@ -110,7 +115,7 @@ namespace avx512vnni {
 constexpr int kRows = 8;
 constexpr int kOffset = 0;
 
-template <int R>
+template <int R, bool kIsFirst>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
                                                                      int count, int32_t* sums) {
     // the instruction takes five cycles: few rows need several sums each to keep it busy
@@ -121,6 +126,7 @@ static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8
     int k = 0;
     for (; k + kParts <= count; k += kParts, w += 64 * kParts) {
         for (int i = 0; i < kParts; ++i) {
+            if (kIsFirst) __builtin_prefetch(w + 64 * i + kAhead);
             const __m512i a = _mm512_loadu_si512(w + 64 * i);
             for (int r = 0; r < R; ++r)
                 sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], _mm512_set1_epi32(four_codes(x + r * stride + 4 * (k + i))), a);

@@ -69,7 +69,7 @@ class Library:
 
 
 @functools.cache
-def library() -> Library | None:
+def compiled() -> Library | None:
     """The engine that was built with the package; None if none was."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(_NAME + suffix)

@@ -1,5 +1,10 @@
 #include "model.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -43,6 +48,8 @@ class Reader {
 
     bool at_end() const { return plan_ == end_; }
 
+    Arena arena;  // of the weights read
+
     // Where `count` elements of `size` bytes begin; null if the plan says -1.
     const uint8_t* tensor(const char* what, size_t count, size_t size) {
         const int64_t offset = next();
@@ -80,6 +87,7 @@ class Reader {
 
 // (out, in) or (in, out), int8 or fp32 -> packed; then its scales and its bias.
 Linear read_linear(Reader& plan, const char* what, int in, int out) {
+    Arena& arena = plan.arena;
     Linear w;
     w.in = in;
     w.out = out;
@@ -90,7 +98,7 @@ Linear read_linear(Reader& plan, const char* what, int in, int out) {
     if (w.is_int8) {
         const auto* source = reinterpret_cast<const int8_t*>(plan.tensor(what, size, 1));
         if (source == nullptr) throw Problem(std::string(what) + " is missing");
-        w.codes = zeroed<int8_t>(room * fours(in) * 4);
+        w.codes = arena.take<int8_t>(room * fours(in) * 4);
         w.sums.assign(room, 0);
         for (int o = 0; o < out; ++o) {
             int8_t* block = w.codes.get() + size_t(o / kBlock) * fours(in) * 64 + o % kBlock * 4;
@@ -106,7 +114,7 @@ Linear read_linear(Reader& plan, const char* what, int in, int out) {
     } else {
         const uint8_t* source = plan.tensor(what, size, sizeof(float));
         if (source == nullptr) throw Problem(std::string(what) + " is missing");
-        w.values = zeroed<float>(room * in);
+        w.values = arena.take<float>(room * in);
         for (int o = 0; o < out; ++o) {
             float* block = w.values.get() + size_t(o / kBlock) * in * kBlock + o % kBlock;
             for (int i = 0; i < in; ++i) {
@@ -284,6 +292,26 @@ std::unique_ptr<T[], Free> zeroed(size_t count) {
     return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
 }
 
+std::shared_ptr<uint8_t[]> Arena::bytes(size_t count) {
+    constexpr size_t kPage = 2 << 20;   // of the large kind
+    constexpr size_t kChunk = 8 << 20;  // of small pieces
+    count = (count + 63) / 64 * 64;
+    if (room_ - used_ < count) {
+        room_ = (std::max(count, std::min(kChunk, room_ * 2)) + kPage - 1) / kPage * kPage;
+        void* memory = std::aligned_alloc(kPage, room_);
+        if (memory == nullptr) throw std::bad_alloc();
+        chunk_ = std::shared_ptr<uint8_t[]>(static_cast<uint8_t*>(memory), Free());
+        used_ = 0;
+#if defined(__linux__)
+        madvise(memory, room_, MADV_HUGEPAGE);  // its failure costs time alone
+#endif
+    }
+    uint8_t* const where = chunk_.get() + used_;
+    std::memset(where, 0, count);
+    used_ += count;
+    return std::shared_ptr<uint8_t[]>(chunk_, where);
+}
+
 template std::unique_ptr<float[], Free> zeroed<float>(size_t);
 template std::unique_ptr<int8_t[], Free> zeroed<int8_t>(size_t);
 
@@ -301,7 +329,7 @@ std::shared_ptr<Linear> Linear::rows(const int64_t* ids, int count) const {
     const size_t room = size_t(blocks(count)) * kBlock;
     if (is_int8) {
         const size_t block = size_t(fours(in)) * 64;
-        chosen->codes = zeroed<int8_t>(blocks(count) * block);
+        chosen->codes = Arena().take<int8_t>(blocks(count) * block);
         chosen->sums.assign(room, 0);
         chosen->scales.assign(room, 0.0f);
         for (int o = 0; o < count; ++o) {
@@ -313,7 +341,7 @@ std::shared_ptr<Linear> Linear::rows(const int64_t* ids, int count) const {
         }
     } else {
         const size_t block = size_t(in) * kBlock;
-        chosen->values = zeroed<float>(blocks(count) * block);
+        chosen->values = Arena().take<float>(blocks(count) * block);
         for (int o = 0; o < count; ++o) {
             const float* from = values.get() + size_t(ids[o] / kBlock) * block + ids[o] % kBlock;
             float* to = chosen->values.get() + size_t(o / kBlock) * block + o % kBlock;

@@ -27,11 +27,27 @@ struct Free {
 template <typename T>
 std::unique_ptr<T[], Free> zeroed(size_t count);
 
+// Zeroed memory of weights, piece behind piece in large pages where the system has them: a step reads all of it once.
+class Arena {
+  public:
+    template <typename T>
+    std::shared_ptr<T[]> take(size_t count) {
+        const std::shared_ptr<uint8_t[]> where = bytes(count * sizeof(T));
+        return std::shared_ptr<T[]>(where, reinterpret_cast<T*>(where.get()));
+    }
+
+  private:
+    std::shared_ptr<uint8_t[]> bytes(size_t count);
+
+    std::shared_ptr<uint8_t[]> chunk_;
+    size_t used_ = 0, room_ = 0;
+};
+
 struct Linear {
     int in = 0, out = 0;
     bool is_int8 = false;
-    std::unique_ptr<int8_t[], Free> codes;
-    std::unique_ptr<float[], Free> values;
+    std::shared_ptr<int8_t[]> codes;
+    std::shared_ptr<float[]> values;
     std::vector<float> scales, bias;  // padded to whole blocks
     std::vector<int32_t> sums;
 
@@ -39,7 +55,7 @@ struct Linear {
         return {in, out, codes.get(), values.get(), scales.data(), sums.data(), bias.empty() ? nullptr : bias.data()};
     }
     size_t bytes() const;
-    // The rows `ids` of it alone.
+    // The rows `ids` of it alone, packed.
     std::shared_ptr<Linear> rows(const int64_t* ids, int count) const;
 };
 

@@ -11,6 +11,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lite_transformer.edge.folder import Manifest
 from lite_transformer.errors import CheckpointError
 
@@ -19,10 +22,10 @@ _ACTIVATIONS = ("relu", "tanh", "linear", "sigmoid")
 _POSITIONS = ("none", "sinusoid", "table")
 
 
-def plan(manifest: Manifest) -> list[int]:
+def plan(manifest: Manifest) -> NDArray[np.int64]:
     """Raises: CheckpointError naming the tensor or the entry that is missing or of another shape."""
     try:
-        return _Plan(manifest).numbers
+        return np.array(_Plan(manifest).numbers, np.int64)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"edge.json does not describe a model ({error!r}). Export the model again") from None
 

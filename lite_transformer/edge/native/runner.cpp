@@ -450,6 +450,7 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
     const std::lock_guard<std::mutex> lock(mutex_);
     const Side& side = model_->encoder;
     auto state = std::make_unique<State>();
+    state->model = model_.get();
     state->projection = projection_;
     state->words = words_;
     int rows = 0;
@@ -522,6 +523,7 @@ void Runner::step(State& state, const int64_t* tokens, const int64_t* order, con
     const std::lock_guard<std::mutex> lock(mutex_);
     const Side& side = model_->decoder;
     const Linear& projection = state.projection ? *state.projection : model_->output;
+    if (state.model != model_.get()) throw Problem("the state is another engine's");
     if (state.is_broken) throw Problem("an earlier step of this batch failed");
     if (count < 1 || count > projection.out)
         throw Problem(std::to_string(count) + " candidates of " + std::to_string(projection.out) + " words");

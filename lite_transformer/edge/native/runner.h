@@ -14,6 +14,7 @@ namespace lt {
 // Between two steps of a batch. A row is a beam of a sentence; what a row remembers of a step is written once, into the
 // step's block, and found again by the row's history: beams change their order without any copy of it.
 struct State {
+    const Model* model = nullptr;  // whose it is
     struct Sentence {
         int first_row, length, padding;  // its tokens among those of the batch; padding in front of them
     };

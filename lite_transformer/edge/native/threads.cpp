@@ -35,20 +35,21 @@ bool is_empty(uint64_t ticket) { return (ticket & 0xffff) >= (ticket >> 16 & 0xf
 
 Pool::Pool(int threads) : process_(int(getpid())) {
     const int most = processors();  // more would only wait for each other
-    for (int i = 1; i < threads && i < most; ++i) workers_.emplace_back(&Pool::live, this);
+    for (; workers_ + 1 < threads && workers_ + 1 < most; ++workers_)
+        shared_->threads.emplace_back(&Pool::live, this);
 }
 
 Pool::~Pool() {
-    if (process_ != int(getpid())) {  // a forked child has no workers, only their names
-        for (auto& worker : workers_) worker.detach();
+    if (process_ != int(getpid())) {
+        (void)shared_.release();  // waiting for threads that are not there would never end
         return;
     }
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(shared_->mutex);
         ends_.store(true);
     }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
+    shared_->wake.notify_all();
+    for (auto& thread : shared_->threads) thread.join();
 }
 
 void Pool::share(int pieces, Call call, const void* context) {
@@ -58,8 +59,8 @@ void Pool::share(int pieces, Call call, const void* context) {
     const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(job << 32 | uint64_t(pieces) << 16);
     if (asleep_.load() > 0 && process_ == int(getpid())) {
-        { const std::lock_guard<std::mutex> lock(mutex_); }
-        wake_.notify_all();
+        { const std::lock_guard<std::mutex> lock(shared_->mutex); }
+        shared_->wake.notify_all();
     }
     while (take_one()) {
     }
@@ -94,9 +95,9 @@ void Pool::live() {
         } else if (++waits < kWaits) {
             pause();
         } else {
-            std::unique_lock<std::mutex> lock(mutex_);
+            std::unique_lock<std::mutex> lock(shared_->mutex);
             asleep_.fetch_add(1);
-            wake_.wait(lock, [this] { return ends_.load() || !is_empty(ticket_.load()); });
+            shared_->wake.wait(lock, [this] { return ends_.load() || !is_empty(ticket_.load()); });
             asleep_.fetch_sub(1);
             waits = 0;
         }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -19,12 +20,12 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    int threads() const { return int(workers_.size()) + 1; }
+    int threads() const { return workers_ + 1; }
 
     // work(piece) for each of `pieces`, in any order; returns when all are done. work must not throw.
     template <typename Work>
     void run(int pieces, const Work& work) {
-        if (pieces <= 1 || workers_.empty()) {
+        if (pieces <= 1 || workers_ == 0) {
             for (int piece = 0; piece < pieces; ++piece) work(piece);
             return;
         }
@@ -60,9 +61,14 @@ class Pool {
     std::atomic<int> done_{0};
     std::atomic<int> asleep_{0};
     std::atomic<bool> ends_{false};
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    std::vector<std::thread> workers_;
+    // What only the process that made it can destroy: a child made by fork has none of the threads.
+    struct Shared {
+        std::mutex mutex;
+        std::condition_variable wake;
+        std::vector<std::thread> threads;
+    };
+    std::unique_ptr<Shared> shared_{new Shared};
+    int workers_ = 0;
     int process_;
 };
 
