@@ -24,7 +24,7 @@ from typing import Any
 
 from lite_transformer.errors import ConfigError
 
-PRECISIONS = ("fp32", "int8")  # without onnx, which `--help` should not need
+PRECISIONS = ("fp32", "int8", "int4")  # without onnx, which `--help` should not need
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,9 @@ from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, RESTRICTED_
 from lite_transformer.edge.vocabulary import END
 from lite_transformer.errors import CheckpointError
 
+INT4_BLOCK = 32  # channels that share a scale
+INT4_ACCURACY = "4"  # ONNX Runtime's name for int8 arithmetic, which products with int8 weights have, too
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -94,6 +97,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)
         # threads that wait by spinning would take the processor from the caller between two steps
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         self._folder, self._manifest, self._options = folder, manifest, options
@@ -142,9 +146,14 @@ class OnnxEngine:
             name = "embedding" if model.get("shared_embeddings") else "decoder.embedding"
         inputs = {item.name for item in decoder.get_inputs()}
         matrix = self._tensor(f"{name}.weight")
-        # stored as (V, C) where it is the embedding, else as products read it
-        rows = matrix[ids].T if model.get("tied_output") else matrix[:, ids]
-        feed = {"output.weight": np.ascontiguousarray(rows), "end": np.array(np.searchsorted(ids, END), np.int64)}
+        if matrix.dtype == np.uint8:  # two codes of int4 in a byte, with a scale for each block of channels
+            codes = matrix[:, ids // 2] >> (4 * (ids % 2)).astype(np.uint8) & 15
+            scales = self._tensor(f"{name}.scale")[:, ids]
+            columns = (codes.astype(np.float32) - 16 * (codes > 7)) * scales[np.arange(len(codes)) // INT4_BLOCK]
+        else:  # stored as (V, C) where it is the embedding, else as products read it
+            columns = matrix[ids].T if model.get("tied_output") else matrix[:, ids]
+        columns = np.ascontiguousarray(columns, np.int8 if matrix.dtype == np.int8 else np.float32)
+        feed = {"output.weight": columns, "end": np.array(np.searchsorted(ids, END), np.int64)}
         if "output.scale" in inputs:
             feed["output.scale"] = self._tensor(f"{name}.scale")[ids]
         return _Choice(ids, feed)
@@ -153,8 +162,10 @@ class OnnxEngine:
         """A tensor of the weights, mapped to memory."""
         try:
             place = self._manifest.tensors[name]
-            dtype, shape, offset = np.dtype(place["dtype"]), tuple(place["shape"]), place["offset"]
-            return np.memmap(self._folder / WEIGHTS_FILE, dtype, "r", offset, shape)
+            dtype, shape, offset = place["dtype"], tuple(place["shape"]), place["offset"]
+            if dtype == "int4":
+                dtype, shape = "uint8", (shape[0], shape[1] // 2)
+            return np.memmap(self._folder / WEIGHTS_FILE, np.dtype(dtype), "r", offset, shape)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{self._folder}: its weights hold no {name} ({error}). Export it again") from None
 

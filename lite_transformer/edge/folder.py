@@ -18,7 +18,7 @@ DECODER_FILE = "decoder.onnx"
 RESTRICTED_FILE = "decoder_restricted.onnx"
 SHORTLIST_FILE = "shortlist.bin"  # only if the model was exported with one
 WEIGHTS_FILE = "weights.bin"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int4")
 
 _AGAIN = "Export the model again: lite-transformer export CHECKPOINT --out DIR"
 

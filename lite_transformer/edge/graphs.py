@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lite_transformer.edge.engine import INT4_BLOCK
 from lite_transformer.edge.parts import (
     Attention,
     Convolution,
@@ -36,6 +37,7 @@ from lite_transformer.edge.parts import (
 from lite_transformer.errors import UnsupportedInputError
 
 OPSET = 17
+OPSET_INT4 = 21  # the first one with blocks of int4
 HIDDEN = -1e9  # added to the scores of padding
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "linear": None, "sigmoid": "Sigmoid"}
 _ALIGNMENT = 64
@@ -43,6 +45,7 @@ _SMALL = 64  # elements; smaller tensors are in the graph as well, where shape i
 # AVX2 adds two products of uint8 and int8 in 16 bits: 2 * 255 * 64 fits, the full range of int8 does not.
 MOST_CODE = 64
 _LEAST_ROWS = 16  # of a matrix worth quantizing
+_CLIPS = np.linspace(1, 0.7, 7, dtype=np.float32)  # of a block's largest value, that its codes are tried to reach to
 
 
 class Weights:
@@ -111,11 +114,26 @@ class _Graph:
         if array.size < _SMALL:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
             return name
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self.initializers[name] = self._external(name, kind, array.shape, offset, array.nbytes)
+        return name
+
+    def _external(self, name: str, kind: int, shape: Sequence[int], offset: int, size: int) -> onnx.TensorProto:
+        """A tensor that lies in the file of weights."""
+        tensor = TensorProto(name=name, data_type=kind, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.weights.file_name), ("offset", offset), ("length", array.nbytes)):
+        for key, value in (("location", self.weights.file_name), ("offset", offset), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
-        self.initializers[name] = tensor
+        return tensor
+
+    def packed(self, name: str, codes: NDArray, kind: int) -> str:
+        """Codes (in, out) of int4, two in a byte, as what they are or, of kind UINT8, as bytes (in, out / 2)."""
+        name = f"{name}.bytes" if kind == TensorProto.UINT8 else f"{name}.weight"
+        content = pack(codes)
+        shape = content.shape if kind == TensorProto.UINT8 else codes.shape
+        self.initializers[name] = self._external(name, kind, shape, self.weights.add(name, content), content.nbytes)
+        if kind == TensorProto.INT4:
+            self.weights.index[name] |= {"dtype": "int4", "shape": list(shape)}
         return name
 
     def reshape(self, x: str, *shape: int) -> str:
@@ -140,7 +158,13 @@ class _Graph:
 
     def product(self, x: str, name: str, weight: NDArray, transposed: bool = True) -> str:
         """x (..., in) times weight (out, in); ``transposed``: stored as (in, out), which products read."""
-        if self.precision == "fp32" or len(weight) < _LEAST_ROWS:
+        form = self.form(weight)
+        if form == "int4":
+            codes, scales = quantize_blocks(weight)
+            matrix, scale = self.packed(name, codes, TensorProto.INT4), self.weight(f"{name}.scale", scales)
+            # ONNX Runtime makes one operator of the two
+            return self.op("MatMul", x, self.op("DequantizeLinear", matrix, scale, axis=0, block_size=INT4_BLOCK))
+        if form == "fp32":
             if transposed:
                 return self.op("MatMul", x, self.weight(f"{name}.weight", weight.T))
             stored = self.weight(f"{name}.weight", weight)
@@ -151,6 +175,12 @@ class _Graph:
         else:
             matrix = self.op("Transpose", self.weight(f"{name}.weight", codes), perm=[1, 0])
         return self.integer_product(x, matrix, self.weight(f"{name}.scale", scales))
+
+    def form(self, weight: NDArray) -> str:
+        """The precision that a matrix (out, in) is stored in: int4 wants whole bytes."""
+        if self.precision == "fp32" or len(weight) < _LEAST_ROWS:
+            return "fp32"
+        return "int8" if self.precision == "int4" and len(weight) % 2 else self.precision
 
     def integer_product(self, x: str, codes: str, scales: str) -> str:
         """x (..., in) times codes (in, out), each column of which has a scale."""
@@ -168,13 +198,35 @@ class _Graph:
     def embed(self, tokens: str, name: str, side: Side) -> str:
         """tokens (...) -> (..., C), scaled."""
         scale = np.float32(side.scale)
-        if self.precision == "fp32" or len(side.embedding) < _LEAST_ROWS:
+        form = self.form(side.embedding)
+        if form == "int4":
+            return self._embed_int4(tokens, name, side.embedding, scale)
+        if form == "fp32":
             x = self.op("Gather", self.weight(f"{name}.weight", side.embedding), tokens, axis=0)
             return x if scale == 1 else self.op("Mul", x, self.constant(scale, np.float32))
         codes, scales = quantize_rows(side.embedding)
         rows = self.op("Gather", self.weight(f"{name}.weight", codes), tokens, axis=0)
         own = self.weight(f"{name}.row_scale", (scales * scale)[:, None])
         return self.op("Mul", self.op("Cast", rows, to=TensorProto.FLOAT), self.op("Gather", own, tokens, axis=0))
+
+    def _embed_int4(self, tokens: str, name: str, embedding: NDArray, scale: np.float32) -> str:
+        """Rows of an embedding laid out as the output matrix, which it may be: columns of (C, V), two in a byte."""
+        codes, scales = quantize_blocks(embedding)
+        bytes_of_pairs = self.packed(name, codes, TensorProto.UINT8)
+        two, four = self.constant(2), self.constant(4, np.uint8)
+        pairs = self.op("Gather", bytes_of_pairs, self.op("Div", tokens, two), axis=1)  # (C, ...)
+        is_second = self.op("Equal", self.op("Mod", tokens, two), self.constant(1))
+        high = self.op("BitShift", pairs, four, direction="RIGHT")
+        low = self.op("BitShift", self.op("BitShift", pairs, four, direction="LEFT"), four, direction="RIGHT")
+        code = self.op("Cast", self.op("Where", is_second, high, low), to=TensorProto.FLOAT)  # 8 to 15 are -8 to -1
+        is_negative = self.op("Greater", code, self.constant(7, np.float32))
+        turn = self.op("Mul", self.op("Cast", is_negative, to=TensorProto.FLOAT), self.constant(16, np.float32))
+        signed = self.op("Sub", code, turn)
+        of_block = self.op("Gather", self.weight(f"{name}.scale", scales), tokens, axis=1)  # (C / INT4_BLOCK, ...)
+        repeated = np.arange(embedding.shape[1]) // INT4_BLOCK
+        x = self.op("Mul", signed, self.op("Gather", of_block, self.weight(f"{name}.blocks", repeated), axis=0))
+        x = self.op("Transpose", x, perm=(1, 2, 0))
+        return x if scale == 1 else self.op("Mul", x, self.constant(scale, np.float32))
 
     def positions(self, numbers: str, name: str, positions: Positions) -> str:
         """numbers (...), counted from 0 -> (..., C)."""
@@ -201,8 +253,9 @@ class _Graph:
 
     def model(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, list(self.initializers.values()))
+        opset, version = (OPSET_INT4, 10) if self.precision == "int4" else (OPSET, 8)
         return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="lite-transformer"
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version, producer_name="lite-transformer"
         )
 
 
@@ -211,6 +264,34 @@ def quantize_rows(weight: NDArray) -> tuple[NDArray[np.int8], NDArray[np.float32
     largest = np.abs(weight).max(axis=1)
     scales = np.where(largest > 0, largest / MOST_CODE, 1).astype(np.float32)
     return np.clip(np.rint(weight / scales[:, None]), -MOST_CODE, MOST_CODE).astype(np.int8), scales
+
+
+def quantize_blocks(weight: NDArray) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes (in, out) in -8..7 of a matrix (out, in), and scales (blocks, out), each of INT4_BLOCK inputs.
+
+    The value of a block that is largest without its sign gets code -8, or is clipped a little if that makes the sum of
+    squared errors smaller.
+    """
+    rows, width = weight.shape
+    blocks = np.zeros((rows, -(-width // INT4_BLOCK) * INT4_BLOCK), np.float32)
+    blocks[:, :width] = weight
+    blocks = blocks.reshape(rows, -1, INT4_BLOCK)
+    place = np.abs(blocks).argmax(axis=2, keepdims=True)
+    extreme = np.take_along_axis(blocks, place, axis=2)
+    best, least = np.ones_like(extreme), np.full(extreme.shape, np.inf, np.float32)
+    for clip in _CLIPS:
+        scale = np.where(extreme == 0, 1, extreme * clip / -8).astype(np.float32)
+        error = np.square(np.clip(np.rint(blocks / scale), -8, 7) * scale - blocks).sum(axis=2, keepdims=True)
+        better = error < least
+        best, least = np.where(better, scale, best), np.where(better, error, least)
+    codes = np.clip(np.rint(blocks / best), -8, 7).astype(np.int8).reshape(rows, -1)[:, :width]
+    return codes.T, np.ascontiguousarray(best[:, :, 0].T)
+
+
+def pack(codes: NDArray) -> NDArray[np.uint8]:
+    """Codes (in, out) of int4 as bytes (in, out / 2), the first of two in the lower half."""
+    halves = codes.astype(np.uint8) & 15
+    return np.bitwise_or(halves[:, ::2], halves[:, 1::2] << 4, dtype=np.uint8)
 
 
 def _joined(attention: Attention) -> Linear:
@@ -370,7 +451,7 @@ class _Step(_Graph):
         if not restricted:
             logits = self.product(x, name, model.output, transposed=not is_tied)
         else:
-            is_whole = self.precision == "fp32" or len(model.output) < _LEAST_ROWS
+            is_whole = self.form(model.output) != "int8"
             kind = TensorProto.FLOAT if is_whole else TensorProto.INT8
             chosen.append(helper.make_tensor_value_info("output.weight", kind, (side.embed_dim, "n")))
             if is_whole:

@@ -12,7 +12,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 
 from lite_transformer.cli.main import main
-from lite_transformer.edge import Translator, graphs
+from lite_transformer.edge import Translator, engine, graphs
 from lite_transformer.edge import export as exporting
 from lite_transformer.edge.folder import read_manifest
 from lite_transformer.edge.search import collate, search
@@ -154,6 +154,65 @@ def test_int8(tied, tmp_path):
     assert {node.domain for node in decoder.graph.node} == {""}
 
 
+WIDE = {"encoder_embed_dim": 32}  # queries, keys and values are matrices worth quantizing, each alone as well as joined
+
+
+@pytest.mark.parametrize(
+    "options", [WIDE | {"share_all_embeddings": True}, WIDE | {"target_words": 30}, {"transformer": True}]
+)
+def test_int4(options, tmp_path, monkeypatch):
+    """It computes with the dequantized weights; products in fp32 show that to the last digits."""
+    loaded = loaded_model(**options)
+    monkeypatch.setattr(engine, "INT4_ACCURACY", "1")
+    coded = Translator.load(exported(loaded, tmp_path, "int4"), engine="portable")
+    manifest = read_manifest(tmp_path / "model")
+    for module in loaded.models[0].modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and len(module.weight) >= 16:
+            codes, scales = graphs.quantize_blocks(module.weight.detach().numpy())
+            blocks = np.repeat(scales, graphs.INT4_BLOCK, axis=0)[: len(codes)]
+            module.weight.data = torch.from_numpy((codes * blocks).T.copy())
+    (tmp_path / "plain").mkdir()
+    plain = Translator.load(exported(loaded, tmp_path / "plain"), engine="portable")
+    check_same(own_hypotheses(coded, sources(26), beam=4), own_hypotheses(plain, sources(26), beam=4))
+    assert {item["dtype"] for item in manifest.tensors.values()} == {"int4", "uint8", "float32", "int64"}
+    if "share_all_embeddings" in options:
+        same = [manifest.tensors[f"embedding.{name}"]["offset"] for name in ("weight", "bytes")]
+        assert same[0] == same[1]
+    decoder = onnx.load(str(tmp_path / "model" / "decoder.onnx"), load_external_data=False)
+    assert {node.domain for node in decoder.graph.node} == {""}
+    assert [node.op_type for node in decoder.graph.node].count("DequantizeLinear") > 8
+
+
+def test_int4_in_int8_arithmetic_and_odd_dictionaries(tied, tmp_path):
+    (tmp_path / "even").mkdir()
+    manifest = read_manifest(exported(tied.loaded, tmp_path / "even", "int4"))
+    assert 0.001 < manifest.parity["mean_logprob_difference"] < 1
+    (tmp_path / "odd").mkdir()
+    odd = read_manifest(exported(loaded_model(target_words=27), tmp_path / "odd", "int4"))
+    assert odd.tensors["decoder.embedding.weight"]["dtype"] == "int8"
+    assert odd.tensors["encoder.embedding.bytes"]["dtype"] == "uint8"
+
+
+def test_quantized_blocks():
+    weight = np.zeros((2, 40), np.float32)
+    weight[0, :32] = np.arange(-16, 16) / 2
+    weight[1, 32:] = [4, 2, 1, 0.5, 0, -0.5, -1, -3.5]
+    codes, scales = graphs.quantize_blocks(weight)
+    assert codes.shape == (40, 2) and scales.shape == (2, 2)
+    assert codes[32:, 1].tolist() == [-8, -4, -2, -1, 0, 1, 2, 7]
+    np.testing.assert_allclose(scales[1, 1], -0.5)
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((6, 64)).astype(np.float32)
+    codes, scales = graphs.quantize_blocks(weight)
+    step = np.abs(np.repeat(scales, 32, axis=0)).T
+    error = np.abs(codes.T * np.repeat(scales, 32, axis=0).T - weight)
+    assert (error <= step * 0.5 + 1e-6).mean() > 0.95  # a few are clipped
+    whole = np.abs(weight.reshape(6, 2, 32)).max(axis=2).T / 8
+    assert (np.abs(scales) <= whole + 1e-6).all() and (np.abs(scales) < whole - 1e-6).any()
+    packed = graphs.pack(np.array([[-8, 7, 0, -1]], np.int8))
+    assert packed.tolist() == [[0x78, 0xF0]]
+
+
 def test_quantized_rows():
     weight = np.array([[1.0, -0.5, 0.25], [0, 0, 0], [-3, 3, 1.5]], np.float32)
     codes, scales = graphs.quantize_rows(weight)
@@ -189,7 +248,7 @@ def test_refusals(tiny, tmp_path):
         exporting.model_parts(tiny_language_model())
     with pytest.raises(ConfigError, match="2 models: an ensemble"):
         exported(dataclasses.replace(tiny.loaded, models=tiny.loaded.models * 2), tmp_path)
-    with pytest.raises(ConfigError, match="precision 'int3' is not one of fp32, int8"):
+    with pytest.raises(ConfigError, match="precision 'int3' is not one of fp32, int8, int4"):
         exported(tiny.loaded, tmp_path, "int3")
     loaded = loaded_model(target_words=30)
     loaded.task.target_dictionary.add_symbol("more")
@@ -224,7 +283,7 @@ def test_the_verb(trained, released, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["x.pt", "--data", "d", "--precision", "int4"], "--precision int4: not one of fp32, int8"),
+        (["x.pt", "--data", "d", "--precision", "int3"], "--precision int3: not one of fp32, int8, int4"),
         (["x.pt"], "--data is missing"),
         ([], "give either CHECKPOINT or --model NAME"),
         (["x.pt", "--model", "y"], "give either CHECKPOINT or --model NAME"),

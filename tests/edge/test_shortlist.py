@@ -14,6 +14,7 @@ from fairseq.data import indexed_dataset
 
 from lite_transformer.cli.main import main
 from lite_transformer.edge import Translator, shortlist
+from lite_transformer.edge import engine as engine_module
 from lite_transformer.edge.folder import SHORTLIST_FILE, read_manifest
 from lite_transformer.edge.search import collate, search
 from lite_transformer.edge.shortlist import Shortlist, build, read, write
@@ -104,9 +105,10 @@ def test_tokens_outside_the_dictionary_are_refused(tmp_path):
 # --- translation ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("options", [{}, {"share_all_embeddings": True}, {"share_decoder_input_output_embed": True}])
-def test_a_restricted_step_is_the_whole_one_over_fewer_tokens(options, precision, tmp_path):
+def test_a_restricted_step_is_the_whole_one_over_fewer_tokens(options, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "INT4_ACCURACY", "1")  # int4 as exact as the restricted step
     words = 30 if "share_decoder_input_output_embed" in options else None
     translator = Translator.load(
         exported(loaded_model(target_words=words, **options), tmp_path, precision), engine="portable"
