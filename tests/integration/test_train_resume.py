@@ -44,19 +44,19 @@ def _load(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_in_the_middle_of_an_epoch_to_the_same_loss(tiny_data: Path, tmp_path: Path):
+def test_a_killed_training_resumes_in_the_middle_of_its_second_epoch_to_the_same_loss(tiny_data: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(
         commands.words(_command(tiny_data, killed)), cwd=commands.ROOT, env=commands.environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoint_1_4.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (killed / "checkpoint_2_10.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
-    assert (killed / "checkpoint_1_4.pt").exists()
-    assert not (killed / "checkpoint1.pt").exists(), "the kill came too late to interrupt the epoch"
+    assert (killed / "checkpoint_2_10.pt").exists()
+    assert not (killed / "checkpoint2.pt").exists(), "the kill came too late to interrupt the epoch"
     output, _ = commands.run_together(_command(tiny_data, killed), _command(tiny_data, whole))
 
     assert "Loaded checkpoint" in output
