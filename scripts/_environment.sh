@@ -33,7 +33,8 @@ set_up_environment() {
     fi
     # Installed once for this checkout, this packaging and this extra: then there is nothing to do.
     stamp="$(python -c 'import sys; print(sys.prefix)')/.lite-transformer-$(
-        { echo "$root $extra"; cat "$root/setup.py" "$root/pyproject.toml" "$root"/lite_transformer/edge/native/*.[chi]*; } | cksum | tr -d ' \t'
+        cd "$root/lite_transformer/edge/native" # what is compiled
+        { echo "$root $extra"; cat "$root/setup.py" "$root/pyproject.toml" ./*.cpp ./*.h ./*.inl; } | cksum | tr -d ' \t'
     )"
     if [[ ! -e "$stamp" ]]; then
         if ! python -c 'import torch' 2>/dev/null; then
