@@ -149,7 +149,7 @@ def _list_models() -> int:
 
 
 def _scores(card: Card) -> str:
-    found = [f"{score.metric} {score.value:.2f}" for score in card.scores if score.split == "test"]
+    found = [f"{score.metric} {score.value:.2f}" for score in card.own_scores if score.split == "test"]
     return ", ".join(found) or "not scored"
 
 

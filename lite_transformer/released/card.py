@@ -139,6 +139,11 @@ class Card:
         return f"{PACKED_BY} {self.recipe}" if self.recipe else "fp16"
 
     @property
+    def own_scores(self) -> list[Metric]:
+        """Those of the file itself where it was scored, otherwise of the weights that it was made of."""
+        return [score for score in self.scores if PACKED_BY in score.decoding] or self.scores
+
+    @property
     def size_bytes(self) -> int:
         """Of all files but the card and its page."""
         return sum(file.size_bytes for file in self.files.values())
@@ -242,7 +247,7 @@ def _origin(card: Card) -> str:
     """What the weights are, in words; one file may be an average already, and the scores say so."""
     if card.training.averaged > 1:
         return f"the mean of {card.training.averaged} checkpoints"
-    found = {score.decoding.rpartition(", ")[2] for score in card.scores}
+    found = {score.decoding.rpartition(", ")[2] for score in card.scores if PACKED_BY not in score.decoding}
     return f"one file, {found.pop()}" if len(found) == 1 else "one checkpoint"
 
 

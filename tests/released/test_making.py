@@ -81,9 +81,15 @@ def test_a_recipe_stores_a_packed_file(trained, other_record, tmp_path, capsys):
     records = [other_record("fp32.json"), record]
     assert release(trained, out, *words, "int8", "--force", "--commit", "b" * 40, "--record", *records) == 0
     page = (out / "README.md").read_text(encoding="utf-8")
+    card = read_card(out)
+    card = dataclasses.replace(card, training=dataclasses.replace(card.training, averaged=1))
+    assert "| weights | one file, lenpen 1, packed by recipe int8, without" in render_page(card)
     assert (
         "beam 1, lenpen 1, packed by recipe int8 |" in page and "Of the fp32 weights and the packed file; rec" in page
     )
+    card = read_card(out)
+    assert {score.decoding for score in card.own_scores} == {"beam 1, lenpen 1, packed by recipe int8"}
+    assert len(card.scores) > len(card.own_scores) > 0
     assert release(trained, out, *words, "int8", "--force", "--record", record) == 0
     assert "Of the packed file; records `packed.json`" in (out / "README.md").read_text(encoding="utf-8")
 

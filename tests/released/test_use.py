@@ -230,7 +230,7 @@ def test_translations_alone_go_to_a_file(released, tmp_path):
 
 def test_the_card_of_the_released_model_is_plain_json(released):
     content = json.loads((released / "card.json").read_text(encoding="utf-8"))
-    assert content["format"] == 1 and content["cost"]["macs"] > 0 and content["training"]["seed"] == 5
+    assert content["format"] == 2 and content["cost"]["macs"] > 0 and content["training"]["seed"] == 5
 
 
 def evaluate(capsys, *words):
