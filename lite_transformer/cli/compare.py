@@ -6,8 +6,12 @@
   lite-transformer compare A.txt B.txt --reference REF --record results/comparisons/NAME.json \\
     --task iwslt14_de_en-de-en --labels 'Transformer 63M, seed 1' 'Lite Transformer 160, seed 1'
 
+  lite-transformer compare A.txt B.txt --reference raw/test.synopsis --metric rouge1 rougeL \\
+    --sources raw/test.description --examples examples.md --labels Transformer 'Lite Transformer'
+
 The files hold one hypothesis a line, as `lite-transformer evaluate --output FILE` writes them, and detokenized text is
 compared with the raw reference; only tokenized_bleu wants all files tokenized. Resampling is sacreBLEU's with its seed.
+--examples writes some lines of all systems side by side, chosen by the hash of their source.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.io import read_json, read_lines, sha256, write_json
+from data_prep.io import atomic_open, read_json, read_lines, sha256, write_json
 from lite_transformer.errors import ConfigError, DataError
+from lite_transformer.scoring.examples import render_examples
 
 if TYPE_CHECKING:
     from lite_transformer.scoring.significance import Comparison
@@ -50,13 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lowercase", action="store_true", help="ignore case, for models of lower-cased data")
     parser.add_argument("--compound-split", action="store_true", help="tokenized_bleu: split hyphenated words first")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call A, B, ... (default: their files)")
+    examples = parser.add_argument_group("examples")
+    examples.add_argument("--examples", type=Path, metavar="FILE.md", help="write some lines side by side")
+    examples.add_argument("--sources", type=Path, metavar="FILE", help="the raw source of the test set, for --examples")
+    examples.add_argument("--example-count", type=int, default=10, metavar="N", help="how many (default 10)")
     record = parser.add_argument_group("record")
     record.add_argument(
         "--record", type=Path, metavar="FILE", help="write results/comparisons/NAME.json, which `results` renders"
     )
     record.add_argument("--task", metavar="NAME", help="of the records that the systems have, as in results/tables.md")
     record.add_argument("--split", default="test", metavar="NAME", help="part of the data (default test)")
-    record.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call A, B, ... (default: their files)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,13 +79,21 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--trials {args.trials}: at least 1 is needed")
     files = [args.baseline, *args.systems]
     labels = args.labels or [str(path) for path in files]
-    distinct = len(set(labels)) == len(labels) or not (args.labels or args.record)
+    distinct = len(set(labels)) == len(labels) or not (args.labels or args.record or args.examples)
     if len(labels) != len(files) or not distinct:
         raise ConfigError(f"--labels: {len(files)} different names are needed, one for each file, A first")
     if args.record is not None and not args.task:
         raise ConfigError("--record needs --task NAME, one of results/tables.md")
+    if (args.examples is None) != (args.sources is None):
+        raise ConfigError("--examples FILE.md and --sources FILE, the raw source of the test set, belong together")
     references = _read(args.reference)
     systems = list(zip(labels, map(_read, files), strict=True))
+    if args.examples is not None:
+        # before the resampling, which takes longer than a wrong file needs to be found
+        text = render_examples(_read(args.sources), references, systems, args.example_count)
+        args.examples.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_open(args.examples) as stream:
+            stream.write(text)
     found = [
         significance.compare(
             metric, systems, references, args.test, args.trials or 0, args.lowercase, args.compound_split

@@ -132,3 +132,31 @@ def test_a_record_of_something_else_is_kept(files, capsys, tmp_path):
     words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--record", other, "--task", "letters"]
     code, _, err = compare(capsys, *words)
     assert code == 2 and "other.json: missing key" in err and other.read_text() == '{"task": "x"}'
+
+
+def test_examples_stand_side_by_side(files, capsys, monkeypatch):
+    folder, texts = files
+    monkeypatch.setattr(significance, "compare", lambda *_: pytest.fail("examples are for people: written first"))
+    (folder / "source").write_text("\n".join(f"s{number}" for number in range(40)) + "\n", encoding="utf-8")
+    words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--labels", "Transformer", "Lite",
+             "--sources", folder / "source", "--examples", folder / "new" / "examples.md"]  # fmt: skip
+    with pytest.raises(pytest.fail.Exception):
+        compare(capsys, *words, "--example-count", 3)
+    text = (folder / "new" / "examples.md").read_text(encoding="utf-8")
+    numbers = [int(line.removeprefix("## Line ")) - 1 for line in text.splitlines() if line.startswith("## ")]
+    assert len(numbers) == 3
+    for number in numbers:
+        shown = f"> s{number}\n\n|  |  |\n| --- | --- |\n| reference | {texts['ref'][number]} |\n"
+        assert f"{shown}| Transformer | {texts['bad'][number]} |\n| Lite | {texts['good'][number]} |\n" in text
+
+
+def test_examples_want_sources_and_a_number(files, capsys):
+    folder, _ = files
+    words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--examples", folder / "x.md"]
+    for more, text in (
+        ([], "--examples FILE.md and --sources FILE, the raw source of the test set, belong together"),
+        (["--sources", folder / "ref", "--example-count", "0"], "--example-count 0: at least 1 is needed"),
+    ):
+        code, _, err = compare(capsys, *words, *more)
+        assert code == 2 and text in err and err.count("\n") == 1
+    assert not (folder / "x.md").exists()
