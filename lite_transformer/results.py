@@ -463,7 +463,11 @@ def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
 
 # --- summaries inside other files ----------------------------------------------------------------------------------
 
-_BLOCK = re.compile(r"(<!-- (?P<kind>results|speed|compression): (?P<name>[^ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(?P<first><!-- (?P<kind>results|speed|compression): (?P<name>[^ ]+)(?P<rows>(?: \| [^|\n]+?)*) -->\n).*?"
+    r"(?P<last><!-- end -->)",
+    re.DOTALL,
+)
 _SPLIT = "test"
 
 
@@ -510,21 +514,31 @@ def render_summary(rows: Sequence[Row]) -> str:
 def render_blocks(text: str, folder: Path, where: str) -> str:
     """The text with every block between '<!-- results: TASK -->' and '<!-- end -->' filled from the records.
 
+    '<!-- results: TASK | LABEL | LABEL -->' shows the rows of these labels only.
     '<!-- speed: NAME -->' is filled from the benchmark record ``speed/NAME.json``, '<!-- compression: TASK -->' from
     the records of that task in ``compression``.
 
-    Raises: DataError if a block names a task without records.
+    Raises: DataError if a block names a task without records, or a row that it has not.
     """
     tasks = rows_by_task(read_records(folder), read_literature(folder))
 
+    def summary(name: str, labels: list[str]) -> str:
+        if name not in tasks:
+            raise DataError(f"{where}: results of unknown task '{name}'. Known: {', '.join(tasks)}")
+        known = [row.label for row in tasks[name]]
+        for label in labels:
+            if label not in known:
+                raise DataError(f"{where}: {name} has no row '{label}'. Known: {'; '.join(known)}")
+        return render_summary([row for row in tasks[name] if not labels or row.label in labels])
+
     def fill(block: re.Match[str]) -> str:
         if block["kind"] == "speed":
-            return f"{block[1]}\n{speed.render(folder, block['name'])}\n{block[4]}"
-        if block["kind"] == "compression":
-            return f"{block[1]}\n{compression.render(folder, block['name'])}\n{block[4]}"
-        if block["name"] not in tasks:
-            raise DataError(f"{where}: results of unknown task '{block['name']}'. Known: {', '.join(tasks)}")
-        return f"{block[1]}\n{render_summary(tasks[block['name']])}\n{block[4]}"
+            inside = speed.render(folder, block["name"])
+        elif block["kind"] == "compression":
+            inside = compression.render(folder, block["name"])
+        else:
+            inside = summary(block["name"], block["rows"].split(" | ")[1:])
+        return f"{block['first']}\n{inside}\n{block['last']}"
 
     return _BLOCK.sub(fill, text)
 

@@ -62,6 +62,20 @@ def test_blocks_of_another_file_are_filled_and_checked(folder, tmp_path, capsys)
     assert "none.md: no such file" in capsys.readouterr().err
 
 
+def test_a_block_may_name_its_rows(folder, tmp_path, capsys):  # noqa: F811
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: multi30k-en-de | Lite -->\nold\n<!-- end -->\n", encoding="utf-8")
+    base = ["results", "--dir", str(folder), "--into", str(page)]
+    assert main([*base, "--no-plots"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "| Lite | 35.0M |" in text and "Transformer-Tiny" not in text
+    assert text.startswith("<!-- results: multi30k-en-de | Lite -->\n\n| row |")
+    assert main([*base, "--check"]) == 0
+    page.write_text(text.replace("| Lite -->", "| Lite | Heavy -->"), encoding="utf-8")
+    assert main([*base, "--check"]) == 2
+    assert "page.md: multi30k-en-de has no row 'Heavy'. Known: " in capsys.readouterr().err
+
+
 def test_tables_and_readme_of_the_repository_are_what_its_records_give():
     root = Path(__file__).parents[2]
     pages = [str(root / "README.md"), str(root / "results" / "speed" / "README.md")]
