@@ -64,22 +64,22 @@ if [[ -n "$small" ]]; then # too small a model for threads: two processes of one
     (($(getconf _NPROCESSORS_ONLN) < 2)) || processes=(--processes 2 --cpu)
 fi
 
-echo "1/5 Environment"
+echo "1/6 Environment"
 source scripts/_environment.sh
 set_up_environment
 
-echo "2/5 Corpus $corpus ($pair)"
+echo "2/6 Corpus $corpus ($pair)"
 quiet lite-transformer prepare "$corpus" --dest "$out/data" --pair "$pair" ${source:+--source "$source"}
 
-echo "3/5 Training"
+echo "3/6 Training"
 lite-transformer train "$config" --data "$out/data/bin" --save-dir "$out/checkpoints" ${processes[@]+"${processes[@]}"} "${overrides[@]}"
 
-echo "4/5 Test set"
+echo "4/6 Test set"
 checkpoint="$out/checkpoints/checkpoint_best.pt"
 quiet lite-transformer evaluate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 \
     --output "$out/translations.${pair#*-}" | tee "$out/scores.txt"
 
-echo "5/5 Typed sentences"
+echo "5/6 Typed sentences"
 case "${pair%-*}" in
     de) sentences=(
         "Der Zug fährt am 3. Oktober 2025 um 14:35 ab."
@@ -104,6 +104,10 @@ esac
 paste -d '\n' <(printf '   %s\n' "${sentences[@]}") \
     <(printf '%s\n' "${sentences[@]}" |
         quiet lite-transformer translate --checkpoint "$checkpoint" --data "$out/data/bin" --beam 4 | sed 's/^/-> /')
+
+echo "6/6 A released model of this repository, 3 MB"
+sentence="Klicken Sie auf die Schaltfläche, um das Dialogfeld zu schließen."
+printf '   %s\n-> %s\n' "$sentence" "$(quiet lite-transformer translate --model libreoffice_help_de_en <<<"$sentence")"
 
 cat <<END
 

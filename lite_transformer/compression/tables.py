@@ -182,6 +182,8 @@ def write_plot(rows: Sequence[Row], path: Path, title: str) -> Path:
         ylabel=_TITLES[metric],
         title=title,
     )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(fontsize=7, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
