@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shortlist-size", type=int, metavar="N", help="target words that a source word allows (default 100)"
     )
+    parser.add_argument(
+        "--static-length", type=int, metavar="N",
+        help="graphs of fixed shapes, as NPUs want them: N tokens in and out, one sentence, --beam beams",
+    )  # fmt: skip
     parser.add_argument("--beam", type=int, metavar="N", help="beam width of translations (default: the model's, or 4)")
     parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
 
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         pipelines = load_pipelines(data)
         loaded = decoding.load([checkpoint], data, cpu=True)
         shortlist = None if args.shortlist is None else (args.shortlist, args.shortlist_size or SHORTLIST_SIZE)
-        manifest = export(loaded, pipelines, data, args.out, args.precision, search, shortlist)
+        manifest = export(loaded, pipelines, data, args.out, args.precision, search, shortlist, args.static_length)
     size = sum(file["size_bytes"] for file in manifest.files.values())
     parity = manifest.parity
     sys.stdout.write(

@@ -62,6 +62,31 @@ class Engine(Protocol):
         """
 
 
+def session_options(threads: int) -> Any:
+    """ONNX Runtime's, for one graph after the other."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)
+    # threads that wait by spinning would take the processor from the caller between two steps
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    return options
+
+
+def start_session(path: Path, options: Any) -> Any:
+    """A graph, ready to run. Raises: CheckpointError if ONNX Runtime cannot load it."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be loaded ({reason}). Export the model again") from None
+
+
 @dataclass(frozen=True)
 class _Choice:
     """The allowed ids, rising, and what a restricted step is given for them."""
@@ -91,17 +116,8 @@ class OnnxEngine:
     name = "onnxruntime"
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int, restricted: bool = False):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)
-        # threads that wait by spinning would take the processor from the caller between two steps
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-        self._folder, self._manifest, self._options = folder, manifest, options
-        self._encoder = self._session(ENCODER_FILE)
+        self._folder, self._manifest, self._options = folder, manifest, session_options(threads)
+        self._encoder = start_session(folder / ENCODER_FILE, self._options)
         self._decoders: dict[str, Any] = {}
         self._choice: _Choice | None = None
         self._shapes = [tuple(shape) for shape in manifest.caches]
@@ -120,19 +136,9 @@ class OnnxEngine:
             raise CheckpointError(f"{folder}: its graphs do not belong together. Export the model again")
         self._outputs = outputs
 
-    def _session(self, name: str) -> Any:
-        import onnxruntime
-
-        path = self._folder / name
-        try:
-            return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common class of their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path}: cannot be loaded ({reason}). Export the model again") from None
-
     def _decoder(self, name: str) -> Any:
         if name not in self._decoders:
-            self._decoders[name] = self._session(name)
+            self._decoders[name] = start_session(self._folder / name, self._options)
         return self._decoders[name]
 
     def restrict(self, ids: Ids | None) -> None:

@@ -20,7 +20,7 @@ from data_prep.folders import atomic_folder
 from data_prep.text import TextPipeline
 from lite_transformer.edge import graphs, parts
 from lite_transformer.edge import shortlist as shortlists
-from lite_transformer.edge.engine import Engine, OnnxEngine
+from lite_transformer.edge.engine import Engine
 from lite_transformer.edge.folder import (
     FORMAT,
     KIND,
@@ -31,6 +31,7 @@ from lite_transformer.edge.folder import (
     write_manifest,
 )
 from lite_transformer.edge.search import Settings, collate, search
+from lite_transformer.edge.tiers import load_engine
 from lite_transformer.edge.vocabulary import END, PAD, UNKNOWN, Vocabulary
 from lite_transformer.errors import CheckpointError, ConfigError, DataError, UnsupportedInputError
 from lite_transformer.modules.attention import MultiheadAttention
@@ -196,6 +197,7 @@ def export(
     precision: str = "fp32",
     search_settings: dict[str, Any] | None = None,
     shortlist: tuple[Path, int] | None = None,
+    static_length: int | None = None,
 ) -> Manifest:
     """Writes the exported model to ``out``, which appears only when it is whole and agrees with the original.
 
@@ -204,11 +206,15 @@ def export(
         pipelines: how text of either language becomes subwords. data: the folder of the dictionaries.
         search_settings: 'beam' and 'lenpen' that translations take unless others are asked for.
         shortlist: bin folder of the training data, and how many words a source word allows; see `edge.shortlist`.
+        static_length: tokens of the source and of the target that graphs of fixed shapes are for; the beam is that of
+            ``search_settings``, or 4.
     Raises: ConfigError if ``out`` exists or the options do not fit; UnsupportedInputError naming what of the model
         cannot be exported; CheckpointError if the exported model computes something else.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
+    if static_length is not None and shortlist is not None:
+        raise ConfigError("a model of fixed shapes has no shortlist: leave out one of the two")
     if len(loaded.models) != 1:
         raise ConfigError(f"{len(loaded.models)} models: an ensemble cannot be exported; average the checkpoints first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -226,8 +232,15 @@ def export(
                 )
         if shortlist is not None:
             write_shortlist(loaded, *shortlist, folder / SHORTLIST_FILE)
-        tensors = graphs.write_graphs(plain, folder, precision)
         limits = [int(model.encoder.max_positions()), int(model.decoder.max_positions())]
+        settings = {"beam": 4, "lenpen": 1.0, "max_len_a": 1.5, "max_len_b": 200} | (search_settings or {})
+        fixed = None
+        if static_length is not None:
+            if not 2 <= static_length <= min(limits):
+                raise ConfigError(f"static length {static_length}: between 2 and the model's {min(limits)} is needed")
+            limits = [static_length] * 2
+            fixed = graphs.Fixed(static_length, settings["beam"])
+        tensors = graphs.write_graphs(plain, folder, precision, fixed)
         manifest = Manifest(
             format=FORMAT,
             kind=KIND,
@@ -240,14 +253,16 @@ def export(
             max_source_tokens=limits[0],
             max_target_tokens=limits[1],
             caches=[list(shape) for shape in parts.cache_shapes(plain.decoder)],
-            model=_describe(plain),
-            search={"beam": 4, "lenpen": 1.0, "max_len_a": 1.5, "max_len_b": 200} | (search_settings or {}),
+            model=_describe(plain) | ({} if fixed is None else {"fixed": dataclasses.asdict(fixed)}),
+            search=settings,
             parity={},
             tensors=tensors,
             files=describe_files(folder),
         )
-        engine = OnnxEngine(folder, manifest, threads=1)
-        manifest = dataclasses.replace(manifest, parity=check_parity(loaded, engine, words, precision, min(limits)))
+        engine = load_engine("portable", folder, manifest, threads=1)
+        beam = min(_CHECKED_BEAM, fixed.beam if fixed else _CHECKED_BEAM)
+        parity = check_parity(loaded, engine, words, precision, min(limits), beam)
+        manifest = dataclasses.replace(manifest, parity=parity)
         write_manifest(folder, manifest)
     return manifest
 
@@ -370,7 +385,7 @@ def _describe(model: parts.Model) -> dict[str, Any]:
 
 
 def check_parity(
-    loaded: Any, engine: Engine, words: Sequence[Vocabulary], precision: str, longest: int
+    loaded: Any, engine: Engine, words: Sequence[Vocabulary], precision: str, longest: int, beam: int = _CHECKED_BEAM
 ) -> dict[str, Any]:
     """How far an engine is from the original model, on sentences drawn from the dictionaries.
 
@@ -391,7 +406,7 @@ def check_parity(
             f"the exported model ({precision}) computes something else: its log-probabilities differ by {mean:.1e} on "
             f"average, {largest:.1e} at most. Nothing was written"
         )
-    best, all_hypotheses = _same_beams(loaded, engine, sources, len(words[1]), longest)
+    best, all_hypotheses = _same_beams(loaded, engine, sources, len(words[1]), longest, beam)
     if precision == "fp32" and best < 0.9 * len(sources):
         raise CheckpointError(
             f"the exported model computes something else: {best} of {len(sources)} sentences have the same best "
@@ -456,12 +471,13 @@ def _engine_scores(
 
 
 def _same_beams(
-    loaded: Any, engine: Engine, sources: Sequence[Sequence[int]], vocabulary_size: int, longest: int
+    loaded: Any, engine: Engine, sources: Sequence[Sequence[int]], vocabulary_size: int, longest: int, beam: int
 ) -> tuple[int, int]:
     """Of how many sentences the best hypothesis, and all of them, are those of fairseq's search."""
     from fairseq.dataclass.configs import GenerationConfig
 
-    settings = Settings(beam=min(_CHECKED_BEAM, (vocabulary_size - 1) // 2), max_len_b=2 * _CHECKED_LENGTH)
+    length = min(2 * _CHECKED_LENGTH, longest - 1)
+    settings = Settings(beam=min(beam, (vocabulary_size - 1) // 2), max_len_b=length)
     config = GenerationConfig(beam=settings.beam, max_len_b=settings.max_len_b)
     generator = loaded.task.build_generator(loaded.models, config)
     source = torch.from_numpy(collate(sources)).to(loaded.device)

@@ -120,7 +120,9 @@ def _problem(manifest: Manifest) -> str | None:
         if pure.is_absolute() or ".." in pure.parts:
             return f"'{name}' is a file outside the folder"
     sides = [manifest.vocabulary.get(side) for side in ("source", "target")]
-    needed = [ENCODER_FILE, DECODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE, *sides]
+    needed = [ENCODER_FILE, DECODER_FILE, WEIGHTS_FILE, *sides]
+    if "fixed" not in manifest.model:
+        needed.append(RESTRICTED_FILE)
     missing = [str(name) for name in needed if name not in manifest.files]
     if missing:
         return f"it lists no {missing[0]}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ _LEAST_ROWS = 16  # of a matrix worth quantizing
 _CLIPS = np.linspace(1, 0.7, 7, dtype=np.float32)  # of a block's largest value, that its codes are tried to reach to
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Shapes of graphs for processors that want them known: one sentence of ``length`` tokens, padded, in and out, and
+    ``beam`` beams. Keys and values have their full length from the start, and the step gives all log-probabilities."""
+
+    length: int
+    beam: int
+
+
 class Weights:
     """The file of all tensors, which both graphs and the native engine read; equal bytes are stored once."""
 
@@ -79,8 +89,13 @@ class Weights:
 class _Graph:
     """Nodes and initializers of a graph under construction; every operator returns the name of what it computes."""
 
-    def __init__(self, name: str, weights: Weights, precision: str):
+    def __init__(self, name: str, weights: Weights, precision: str, fixed: Fixed | None = None):
         self.name = name
+        self.fixed = fixed
+        # what dimensions are called that differ from run to run
+        self.sizes: dict[str, int | str] = {name: name for name in ("B", "N", "S", "rows")}
+        if fixed is not None:
+            self.sizes = {"B": 1, "N": fixed.beam, "S": fixed.length, "rows": fixed.beam}
         self.weights = weights
         self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
@@ -319,7 +334,8 @@ class _Encoder(_Graph):
         mask = self.op("Unsqueeze", self.op("Cast", real, to=TensorProto.FLOAT), self.constant([-1]))  # (B, S, 1)
         hidden = self.op("Mul", self.op("Cast", padding, to=TensorProto.FLOAT), self.constant(HIDDEN, np.float32))
         bias = self.op("Unsqueeze", hidden, self.constant([1, 2]))  # (B, 1, 1, S)
-        self._length = self.op("Shape", "source", start=1, end=2)  # (1)
+        fixed, batch, length = self.fixed, self.sizes["B"], self.sizes["S"]
+        self._length = self.constant([fixed.length]) if fixed else self.op("Shape", "source", start=1, end=2)  # (1)
         x = self.embed("source", _embedding_name(model, "encoder"), side)
         if side.positions is not None:
             counted = self.op("CumSum", real, self.constant(1))  # real tokens count from 1; padding is hidden later
@@ -334,18 +350,18 @@ class _Encoder(_Graph):
             x = self.norm(x, "encoder.norm", side.norm)
         self.output(x, "states")
         self.output(bias, "memory.bias")
-        outputs = [_floats("states", ("B", "S", side.embed_dim)), _floats("memory.bias", ("B", 1, 1, "S"))]
+        outputs = [_floats("states", (batch, length, side.embed_dim)), _floats("memory.bias", (batch, 1, 1, length))]
         for number, layer in enumerate(model.decoder.layers):
             cross = layer.cross
             assert cross is not None
             for what, part, perm, shape in (
-                ("keys", cross.key, (0, 2, 3, 1), ("B", cross.num_heads, cross.head_dim, "S")),
-                ("values", cross.value, (0, 2, 1, 3), ("B", cross.num_heads, "S", cross.head_dim)),
+                ("keys", cross.key, (0, 2, 3, 1), (batch, cross.num_heads, cross.head_dim, length)),
+                ("values", cross.value, (0, 2, 1, 3), (batch, cross.num_heads, length, cross.head_dim)),
             ):
                 heads = self._heads(self.linear(x, f"decoder.{number}.cross.{what}", part), cross, perm)
                 self.output(heads, f"memory.{what}.{number}")
                 outputs.append(_floats(f"memory.{what}.{number}", shape))
-        return self.model([helper.make_tensor_value_info("source", TensorProto.INT64, ("B", "S"))], outputs)
+        return self.model([helper.make_tensor_value_info("source", TensorProto.INT64, (batch, length))], outputs)
 
     def _layer(self, x: str, name: str, layer: Layer, mask: str, bias: str) -> str:
         before = layer.normalize_before
@@ -392,7 +408,7 @@ class _Encoder(_Graph):
         masked = self.op("Mul", x, mask) if branch.mask_after_gate else x
         if branch.kernels is not None:
             one = self.weight(f"{name}.kernels", branch.kernels[None, :, None])  # (1, H, 1, K)
-            shape = self.op("Concat", self.constant([1, heads]), self._length, self.constant([size]), axis=0)
+            shape = self._around_length([1, heads], [size])
             kernels = self.op("Expand", one, shape)
         else:
             assert branch.generator is not None
@@ -414,13 +430,18 @@ class _Encoder(_Graph):
 
         With S zeros behind each row, S values cut off the end, and rows of one column less, each begins one further on.
         """
-        nothing = self.constant([0] * 7)
-        padded = self.op("Pad", kernels, self.op("Concat", nothing, self._length, axis=0))  # (.., H, S, K + S)
+        padded = self.op("Pad", kernels, self._around_length([0] * 7))  # (.., H, S, K + S)
         flat = self.reshape(padded, 0, 0, -1)
-        ends = self.op("Neg", self._length)
+        ends = self.constant([-self.fixed.length]) if self.fixed else self.op("Neg", self._length)
         cut = self.op("Slice", flat, self.constant([0]), ends, self.constant([2]))
-        shape = self.op("Concat", self.constant([0, 0]), self._length, self.constant([-1]), axis=0)
-        return self.op("Reshape", cut, shape)
+        return self.op("Reshape", cut, self._around_length([0, 0], [-1]))
+
+    def _around_length(self, before: list[int], after: Sequence[int] = ()) -> str:
+        """The length of the source between other numbers."""
+        if self.fixed is not None:
+            return self.constant([*before, self.fixed.length, *after])
+        parts = [self.constant(before), self._length, *([self.constant(after)] if after else [])]
+        return self.op("Concat", *parts, axis=0)
 
 
 # --- decoding step -------------------------------------------------------------------------------------------------
@@ -431,12 +452,18 @@ class _Step(_Graph):
 
     ``position`` (1) is the number of the step; caches are in the order of `parts.cache_shapes`. Of a restricted step
     the allowed columns of the output matrix are inputs, ``output.weight`` (C, n) with ``output.scale`` (n) if it is
-    quantized, and so is ``end``, the column of the end of the sentence; the tokens that it gives are columns.
+    quantized, and so is ``end``, the column of the end of the sentence; the tokens that it gives are columns. With
+    fixed shapes the only output beside the caches is ``scores`` (1, N, V).
     """
 
     def build(self, model: Model, restricted: bool = False) -> onnx.ModelProto:
         side = model.decoder
         self._old = iter([f"cache.{index}" for index, _ in enumerate(cache_shapes(side))])
+        if self.fixed is not None:
+            places = self.constant(np.arange(self.fixed.length))
+            self._is_newest = self.op("Equal", places, "position")  # (T)
+            later = self.op("Cast", self.op("Greater", places, "position"), to=TensorProto.FLOAT)
+            self._hidden = self.op("Mul", later, self.constant(HIDDEN, np.float32))  # (T)
         x = self.embed("tokens", _embedding_name(model, "decoder"), side)  # (B, N, C)
         if side.positions is not None:
             x = self.add(x, self.positions("position", "decoder", side.positions))
@@ -460,6 +487,9 @@ class _Step(_Graph):
                 chosen.append(_floats("output.scale", ("n",)))
                 logits = self.integer_product(x, "output.weight", "output.scale")
             chosen.append(helper.make_tensor_value_info("end", TensorProto.INT64, ()))
+        if self.fixed is not None:
+            self.ops("LogSoftmax", 1, logits, outputs=["scores"], axis=-1)
+            return self.model(*self._interface(model))
         scores = self.op("LogSoftmax", logits, axis=-1)  # (B, N, V or n)
         self.ops("TopK", 2, scores, "count", outputs=["scores", "tokens_out"], axis=-1)
         end = "end" if restricted else self.constant(model.end)
@@ -468,28 +498,33 @@ class _Step(_Graph):
         return self.model([*inputs, *chosen], outputs)
 
     def _interface(self, model: Model) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-        inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, shape)
-            for name, shape in (("tokens", ("B", "N")), ("order", ("B", "N")), ("position", (1,)), ("count", (1,)))
-        ]
-        outputs = [
-            _floats("scores", ("B", "N", "k")),
-            helper.make_tensor_value_info("tokens_out", TensorProto.INT64, ("B", "N", "k")),
-            _floats("end_scores", ("B", "N")),
-        ]
+        batch, beams, length, rows = (self.sizes[name] for name in ("B", "N", "S", "rows"))
+        shapes: list[tuple[str, Sequence[int | str]]]
+        shapes = [("tokens", (batch, beams)), ("order", (batch, beams)), ("position", (1,)), ("count", (1,))]
+        if self.fixed is not None:
+            shapes.pop()
+            outputs = [_floats("scores", (batch, beams, len(model.output)))]
+        else:
+            outputs = [
+                _floats("scores", (batch, beams, "k")),
+                helper.make_tensor_value_info("tokens_out", TensorProto.INT64, (batch, beams, "k")),
+                _floats("end_scores", (batch, beams)),
+            ]
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes]
         for index, shape in enumerate(cache_shapes(model.decoder)):
             # of all caches only those of keys and values grow
             grows = 0 in shape and len(shape) == 3
-            named = [f"T{index}" if grows and size == 0 else size for size in shape]
-            inputs.append(_floats(f"cache.{index}", ("rows", *named)))
-            later = [f"T{index}_next" if grows and size == 0 else size for size in shape]
-            outputs.append(_floats(f"new.cache.{index}", ("B", "N", *later)))
-        inputs.append(_floats("memory.bias", ("B", 1, 1, "S")))
+            before, after = (self.fixed.length,) * 2 if self.fixed else (f"T{index}", f"T{index}_next")
+            named = [before if grows and size == 0 else size for size in shape]
+            inputs.append(_floats(f"cache.{index}", (rows, *named)))
+            later = [after if grows and size == 0 else size for size in shape]
+            outputs.append(_floats(f"new.cache.{index}", (batch, beams, *later)))
+        inputs.append(_floats("memory.bias", (batch, 1, 1, length)))
         for number, layer in enumerate(model.decoder.layers):
             assert layer.cross is not None
             heads, head_dim = layer.cross.num_heads, layer.cross.head_dim
-            inputs.append(_floats(f"memory.keys.{number}", ("B", heads, head_dim, "S")))
-            inputs.append(_floats(f"memory.values.{number}", ("B", heads, "S", head_dim)))
+            inputs.append(_floats(f"memory.keys.{number}", (batch, heads, head_dim, length)))
+            inputs.append(_floats(f"memory.values.{number}", (batch, heads, length, head_dim)))
         return inputs, outputs
 
     def _layer(self, x: str, number: int, layer: Layer) -> str:
@@ -521,7 +556,10 @@ class _Step(_Graph):
         """The next cache, in the order of the beams, with what is new behind it: an output of the graph as well."""
         cache = next(self._old)
         old = self.op("Gather", cache, "order", axis=0)
-        return self.ops("Concat", 1, old, newest, outputs=[f"new.{cache}"], axis=axis)[0]
+        if self.fixed is None:
+            return self.ops("Concat", 1, old, newest, outputs=[f"new.{cache}"], axis=axis)[0]
+        place = self._is_newest if axis == 4 else self.op("Unsqueeze", self._is_newest, self.constant([1]))
+        return self.ops("Where", 1, place, newest, old, outputs=[f"new.{cache}"])[0]
 
     def _attention(self, x: str, name: str, branch: Attention) -> str:
         heads, head_dim = branch.num_heads, branch.head_dim
@@ -530,6 +568,8 @@ class _Step(_Graph):
         keys = self._grown(self.reshape(k, 0, 0, heads, head_dim, 1), 4)  # (B, N, H, R, T)
         values = self._grown(self.reshape(v, 0, 0, heads, 1, head_dim), 3)  # (B, N, H, T, R)
         scores = self.op("MatMul", self.reshape(q, 0, 0, heads, 1, head_dim), keys)  # (B, N, H, 1, T)
+        if self.fixed is not None:
+            scores = self.add(scores, self._hidden)
         out = self.op("MatMul", self.op("Softmax", scores, axis=-1), values)
         return self.linear(self.reshape(out, 0, 0, width), f"{name}.out", branch.out)
 
@@ -579,8 +619,8 @@ def _floats(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def write_graphs(model: Model, folder: Path, precision: str) -> dict[str, dict[str, Any]]:
-    """Writes the graphs of the encoder, of a step and of a restricted one, and the weights of all of them.
+def write_graphs(model: Model, folder: Path, precision: str, fixed: Fixed | None = None) -> dict[str, dict[str, Any]]:
+    """Writes the graphs of the encoder, of a step and, if shapes are not fixed, of a restricted one, and the weights.
 
     Returns: where each tensor lies in weights.bin.
 
@@ -589,10 +629,14 @@ def write_graphs(model: Model, folder: Path, precision: str) -> dict[str, dict[s
     from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE
 
     with Weights(folder / WEIGHTS_FILE) as weights:
-        encoder = _Encoder("encoder", weights, precision).build(model)
-        decoder = _Step("decoder_step", weights, precision).build(model)
-        restricted = _Step("decoder_step_restricted", weights, precision).build(model, restricted=True)
-    for name, graph in ((ENCODER_FILE, encoder), (DECODER_FILE, decoder), (RESTRICTED_FILE, restricted)):
+        written = {
+            ENCODER_FILE: _Encoder("encoder", weights, precision, fixed).build(model),
+            DECODER_FILE: _Step("decoder_step", weights, precision, fixed).build(model),
+        }
+        if fixed is None:
+            restricted = _Step("decoder_step_restricted", weights, precision)
+            written[RESTRICTED_FILE] = restricted.build(model, restricted=True)
+    for name, graph in written.items():
         onnx.save(graph, str(folder / name))
         onnx.checker.check_model(str(folder / name))
     return weights.index

@@ -170,6 +170,11 @@ class Translator:
             raise ConfigError(f"unknown option {unknown[0]}; known: {', '.join(sorted(SEARCH))}")
         settings = Settings(**{**self.manifest.search, **options})
         settings.check_for(len(self._target_words), self.manifest.max_target_tokens)
+        fixed = self.manifest.model.get("fixed")
+        if fixed and settings.beam > fixed["beam"]:
+            raise ConfigError(
+                f"beam {settings.beam}: the model was exported for at most {fixed['beam']}, with fixed shapes"
+            )
         return settings
 
     def encode(self, line: str) -> list[int]:
@@ -226,8 +231,15 @@ class Translator:
     def _search(self, pieces: Sequence[_Piece], settings: Settings, first: int) -> list[list[Found]]:
         sources = [piece.tokens for piece in pieces]
         try:
-            size = self._restrict(sources, settings.beam)
-            return search(self.engine, sources, settings, size, self.manifest.max_target_tokens)
+            size, longest = self._restrict(sources, settings.beam), self.manifest.max_target_tokens
+            found = search(self.engine, sources, settings, size, longest)
+            for piece, hypotheses in zip(pieces, found, strict=True):
+                if hypotheses and len(hypotheses[0].tokens) == longest:
+                    logger.warning(
+                        "line %d: its translation has %d tokens, all that the model writes, and may be cut",
+                        first + piece.line, longest,
+                    )  # fmt: skip
+            return found
         except Exception as error:  # memory, most likely: one line too long must not lose the others
             if len(pieces) > 1:
                 return [found for piece in pieces for found in self._search([piece], settings, first)]

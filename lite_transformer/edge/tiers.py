@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from lite_transformer.edge.engine import Engine, OnnxEngine
+from lite_transformer.edge.fixed import FixedEngine
 from lite_transformer.edge.folder import Manifest
 from lite_transformer.edge.native import NativeEngine, obstacle
 from lite_transformer.errors import ConfigError
@@ -24,6 +25,10 @@ def load_engine(name: str, folder: Path, manifest: Manifest, threads: int, restr
     """
     if name not in ENGINES:
         raise ConfigError(f"engine '{name}' is not one of {', '.join(ENGINES)}")
+    if "fixed" in manifest.model:
+        if name == "native":
+            raise ConfigError("a model exported with --static-length runs in the portable engine alone")
+        return FixedEngine(folder, manifest, threads)
     reason = obstacle(manifest) if name == "auto" else None
     if name == "native" or (name == "auto" and reason is None):
         native = NativeEngine(folder, manifest, threads)

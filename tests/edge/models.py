@@ -47,7 +47,12 @@ def loaded_model(transformer: bool = False, target_words: int | None = None, see
 
 
 def exported(
-    loaded: Loaded, folder: Path, precision: str = "fp32", shortlist: tuple[Path, int] | None = None, **search: Any
+    loaded: Loaded,
+    folder: Path,
+    precision: str = "fp32",
+    shortlist: tuple[Path, int] | None = None,
+    static_length: int | None = None,
+    **search: Any,
 ) -> Path:
     """FOLDER/model, with dictionaries and text settings in FOLDER/data: words as white space gives them."""
     data = folder / "data"
@@ -58,5 +63,5 @@ def exported(
         language: TextPipeline(language, normalize=False, tokenizer="none", subword="none", folder=data)
         for language in LANGUAGES
     }
-    export(loaded, pipelines, data, folder / "model", precision, search, shortlist)
+    export(loaded, pipelines, data, folder / "model", precision, search, shortlist, static_length)
     return folder / "model"
