@@ -11,8 +11,7 @@ from argparse import Namespace
 from types import MappingProxyType
 from typing import Any
 
-from fairseq import utils
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.models.language_model import LiteTransformerLanguageModel
@@ -21,6 +20,7 @@ from lite_transformer.models.reference_names import (
     BranchSpec,
     PublishedOptions,
     parse_branch_spec,
+    register_published,
     switch_value,
 )
 
@@ -233,16 +233,10 @@ class ReferenceLanguageModel(PublishedOptions, LiteTransformerLanguageModel):
     @classmethod
     def add_args(cls, parser) -> None:
         """The flags of the published implementation, so that its command lines train here too."""
+        super().add_args(parser)
         add = parser.add_argument
-        add("--activation-fn", choices=utils.get_available_activation_fns(), help="feed-forward activation")
-        for name, text in (
-            ("--dropout", "dropout after each sublayer and on the embeddings"),
-            ("--attention-dropout", "dropout on attention probabilities"),
-            ("--weight-dropout", "DropConnect on the convolution kernels; --attention-dropout unless given"),
-            ("--adaptive-softmax-dropout", "dropout on the adaptive softmax's input and its narrow bands"),
-        ):
-            add(name, type=float, metavar="P", help=text)
-        add("--activation-dropout", "--relu-dropout", type=float, metavar="P", help="after the activation")
+        text = "dropout on the adaptive softmax's input and its narrow bands"
+        add("--adaptive-softmax-dropout", type=float, metavar="P", help=text)
         for name, text in (
             ("--decoder-embed-dim", "channels"),
             ("--decoder-input-dim", "must be the channels"),
@@ -271,7 +265,6 @@ class ReferenceLanguageModel(PublishedOptions, LiteTransformerLanguageModel):
             add(f"--adaptive-{end}-cutoff", metavar="EXPR", help="where the bands end, such as 20000,60000")
             add(f"--adaptive-{end}-factor", type=float, metavar="X", help="a band is so many times narrower")
         add("--decoder-glu", type=switch_value, metavar="0|1", help="gate the dynamic convolution branch")
-        add("--weight-softmax", default=True, type=switch_value, metavar="0|1", help="normalise the kernels")
         add("--decoder-branch-type", nargs="+", metavar="SPEC", help="branches as type:kernel:dim:heads")
         add(
             "--decoder-kernel-size-list", nargs="*", type=int, default=list(_TYPED_KERNEL_SIZES), metavar="K",
@@ -283,12 +276,4 @@ class ReferenceLanguageModel(PublishedOptions, LiteTransformerLanguageModel):
         return translate_lm_options(cfg)
 
 
-def _register(name: str) -> None:
-    def fill_in(args: Namespace) -> None:
-        fill_in_lm_defaults(args, name)
-
-    register_model_architecture(MODEL_NAME, name)(fill_in)
-
-
-for _name in REFERENCE_LM_ARCHITECTURES:
-    _register(_name)
+register_published(MODEL_NAME, REFERENCE_LM_ARCHITECTURES, fill_in_lm_defaults)

@@ -11,9 +11,10 @@ evaluated.
 
 from __future__ import annotations
 
+import functools
 import re
 from argparse import Namespace
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -282,6 +283,20 @@ def show_target_padding(_layer, arguments: tuple, options: dict[str, Any]) -> tu
 class PublishedOptions:
     """What models built from the options of the published implementation have in common; goes before the model."""
 
+    @classmethod
+    def add_args(cls, parser) -> None:
+        """The flags that both published models have."""
+        add = parser.add_argument
+        add("--activation-fn", choices=utils.get_available_activation_fns(), help="feed-forward activation")
+        for name, text in (
+            ("--dropout", "dropout after each sublayer and on the embeddings"),
+            ("--attention-dropout", "dropout on attention probabilities"),
+            ("--weight-dropout", "DropConnect on the convolution kernels; --attention-dropout unless given"),
+        ):
+            add(name, type=float, metavar="P", help=text)
+        add("--activation-dropout", "--relu-dropout", type=float, metavar="P", help="after the activation")
+        add("--weight-softmax", default=True, type=switch_value, metavar="0|1", help="normalise the kernels")
+
     @staticmethod
     def translate(cfg: Any) -> Any:
         """Our configuration for the old options. Raises: ConfigError."""
@@ -308,15 +323,8 @@ class ReferenceLiteTransformer(PublishedOptions, LiteTransformerModel):
     @classmethod
     def add_args(cls, parser) -> None:
         """The flags of the published implementation, so that its command lines train here too."""
+        super().add_args(parser)
         add = parser.add_argument
-        add("--activation-fn", choices=utils.get_available_activation_fns(), help="feed-forward activation")
-        for name, text in (
-            ("--dropout", "dropout after each sublayer and on the embeddings"),
-            ("--attention-dropout", "dropout on attention probabilities"),
-            ("--weight-dropout", "DropConnect on the convolution kernels; --attention-dropout unless given"),
-        ):
-            add(name, type=float, metavar="P", help=text)
-        add("--activation-dropout", "--relu-dropout", type=float, metavar="P", help="after the activation")
         for side in SIDES:
             add(f"--{side}-embed-path", metavar="FILE", help=f"pre-trained embedding of the {side}")
             add(f"--{side}-embed-dim", type=int, metavar="N", help=f"channels of the {side}")
@@ -334,7 +342,6 @@ class ReferenceLiteTransformer(PublishedOptions, LiteTransformerModel):
         add("--share-all-embeddings", action="store_true", help="one matrix for all (needs a joined dictionary)")
         add("--no-token-positional-embeddings", action="store_true", help="no positional embeddings")
         add("--adaptive-softmax-cutoff", metavar="EXPR", help="not supported")
-        add("--weight-softmax", default=True, type=switch_value, metavar="0|1", help="normalise the kernels")
         add("--conv-linear", action="store_true", help="linear layers around the convolution")
 
     @staticmethod
@@ -342,12 +349,10 @@ class ReferenceLiteTransformer(PublishedOptions, LiteTransformerModel):
         return translate_options(cfg)
 
 
-def _register(name: str) -> None:
-    def fill_in(args: Namespace) -> None:
-        fill_in_defaults(args, name)
+def register_published(model: str, names: Iterable[str], fill_in: Callable[..., None]) -> None:
+    """Registers the old architectures of a model; ``fill_in(args, architecture)`` puts one's defaults into options."""
+    for name in names:
+        register_model_architecture(model, name)(functools.partial(fill_in, architecture=name))
 
-    register_model_architecture(MODEL_NAME, name)(fill_in)
 
-
-for _name in REFERENCE_ARCHITECTURES:
-    _register(_name)
+register_published(MODEL_NAME, REFERENCE_ARCHITECTURES, fill_in_defaults)
