@@ -190,6 +190,12 @@ def dataset_of(system: System, args: argparse.Namespace) -> Data:
     return drawn_pairs(types, tokens, args.sentences, args.max_tokens, args.seed)
 
 
+def updates_of(dataset: Data, args: argparse.Namespace) -> list[Update]:
+    """The updates of a round, in memory from which a card copies without making the host wait."""
+    prepare = None if args.cpu else torch.Tensor.pin_memory
+    return draw_updates(dataset, args.batches, args.update_freq, args.max_tokens, args.seed, prepare)
+
+
 def dictionary_of(dataset: Data) -> Any:
     """The target's."""
     return dataset.vocab if isinstance(dataset, MonolingualDataset) else dataset.tgt_dict
@@ -361,8 +367,7 @@ def warm_up(
 
 def bench_training(system: System, args: argparse.Namespace, dataset: Data) -> dict[str, Any]:
     """Figures of every variant of one system."""
-    prepare = None if args.cpu else torch.Tensor.pin_memory
-    updates = draw_updates(dataset, args.batches, args.update_freq, args.max_tokens, args.seed, prepare)
+    updates = updates_of(dataset, args)
     trainers: dict[str, Trainer] = {}
     own: dict[str, int] = {}
     for variant in args.variants:

@@ -26,11 +26,12 @@ def test_thirty_updates_have_the_losses_of_eager_training(arch, precision):
         "--vocabulary", "200", "--model", "dropout=0", "--model", "attention_dropout=0", "--clip-norm", "1",
         *(["--model", "weight_dropout=0"] if arch.startswith("lite") else []),
     ])  # fmt: skip
-    dataset = bench_training.drawn_dataset(arch, args)
-    updates = bench_training.draw_batches(dataset, args)
+    (system,) = bench_training.find_systems(args)
+    dataset = bench_training.dataset_of(system, args)
+    updates = bench_training.updates_of(dataset, args)
     losses = {}
     for variant in ("eager", "ours"):
-        trainer = bench_training.make_trainer(arch, variant, dataset, args)
+        trainer = bench_training.make_trainer(system, variant, dataset, args)
         outputs = [trainer.train_step(update) for _ in range(6) for update in updates]
         losses[variant] = [float(output["loss"]) for output in outputs if output is not None]
     captured = trainer.get_model().graphs._passes
