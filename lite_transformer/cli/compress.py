@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,11 @@ def _compress(args: argparse.Namespace, recipe: Recipe) -> int:
 
     if not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
-    texts = packed_checkpoint.texts_of(args.checkpoint, args.data) if args.data is not None else {}
+    texts: Mapping[str, bytes] = {}
+    if args.data is not None:
+        texts = packed_checkpoint.texts_of(args.checkpoint, args.data)
+    elif packed.is_packed(args.checkpoint):
+        texts = packed.read(args.checkpoint).texts
     model = packed_checkpoint.pack_checkpoint(args.checkpoint, recipe, texts, progress)
     packed.write(args.out, model)
     if args.core_out is not None:

@@ -16,7 +16,7 @@ from data_prep.io import atomic_bytes
 from data_prep.pipeline import RECORD_FILE, load_pipelines
 from lite_transformer import __version__
 from lite_transformer.compression import apply, packed, sizes
-from lite_transformer.compression.packed import PackedModel
+from lite_transformer.compression.packed import PackedModel, is_packed
 from lite_transformer.compression.recipes import Quantization, Recipe
 from lite_transformer.compression.training import TASK_OPTIONS, TASK_PREFIX
 from lite_transformer.errors import CheckpointError, DataError, UnsupportedInputError
@@ -39,10 +39,16 @@ def pack_checkpoint(
 ) -> PackedModel:
     """A checkpoint, old or new, compressed by a recipe, with the files that its text needs.
 
+    A packed file of the same recipe keeps its weights as they are: levels of levels would be others.
+
     Raises: CheckpointError if it cannot be read, or holds what cannot be packed.
     """
     from lite_transformer.models.safe_load import load_checkpoint
 
+    if is_packed(path):
+        model = packed.read(path)
+        if model.meta.get("recipe") == recipe.to_json() and "part" not in model.meta:
+            return dataclasses.replace(model, texts=texts)
     state = _as_fairseq_upgrades(load_checkpoint(path), {})
     try:
         tensors = apply.compress(state["model"], recipe, progress)

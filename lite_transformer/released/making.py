@@ -125,7 +125,8 @@ def make_release(release: Release) -> Card:
         state = load_checkpoint(average)
         with atomic_folder(release.out) as folder:
             _copy_text(release.data, folder, [pipelines[code] for code in wide.languages])
-            weights = _write_weights(folder, average, state, config, recipe)
+            whole = average if len(release.checkpoints) > 1 else release.checkpoints[0]
+            weights = _write_weights(folder, whole, state, config, recipe)
             narrow = decoding.load([folder / weights], folder, cpu=True)
             card = _card(release, wide, narrow, config, state, records, folder)
             card = dataclasses.replace(
@@ -434,7 +435,14 @@ def _training(release: Release, config: dict[str, Any], state: dict[str, Any], r
 
 def _without_folders(words: Sequence[str]) -> str:
     """A command line whose absolute paths are cut to their last part: the rest is of one machine."""
-    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
+    def without(word: str) -> str:
+        key, equals, value = word.partition("=")
+        if Path(word).is_absolute():
+            return Path(word).name
+        return f"{key}={Path(value).name}" if equals and Path(value).is_absolute() else word
+
+    return shlex.join(map(without, words))
 
 
 def _intended_use(source: str, target: str, corpus: str) -> str:

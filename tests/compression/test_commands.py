@@ -225,6 +225,21 @@ def test_wrong_use_is_one_line(tiny_checkpoint, compressed, tiny_data, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_packing_what_is_packed_by_the_recipe_changes_nothing(tiny_checkpoint, data, tmp_path, capsys):
+    recipe, first, second, other = (tmp_path / name for name in ("rows.yaml", "1.ltpack", "2.ltpack", "3.ltpack"))
+    rows = "{method: kmeans_rows, bits: 3}"
+    recipe.write_text(f"description: x\ncore: {rows}\nembeddings: {rows}\nmin_elements: 60\n")
+    words = ["compress", tiny_checkpoint, "--recipe", recipe, "--data", data, "--out", first]
+    assert run(capsys, *words)[0] == 0
+    assert run(capsys, "compress", first, "--recipe", recipe, "--out", second)[0] == 0
+    assert second.read_bytes() == first.read_bytes()
+    assert run(capsys, "compress", first, "--recipe", "int8", "--out", other)[0] == 0
+    assert packed.read(other).meta["recipe"]["name"] == "int8"
+    assert packed.read(other).texts == packed.read(first).texts != {}
+    weights, again = (load_checkpoint(path)["model"] for path in (first, other))
+    assert any(not torch.equal(again[name], weight) for name, weight in weights.items())
+
+
 def test_recipes_are_listed(capsys):
     code, out, _ = run(capsys, "compress", "--list")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["int8", "int8+prune50", "paper", "tiny"]

@@ -141,13 +141,15 @@ def test_the_card_of_a_model_without_records(released):
 
 
 def test_records_give_scores_and_history(trained, record, other_record, tmp_path, capsys):
-    paths = [other_record("one.json"), other_record("two.json", metrics=record.metrics[:1], commands=["compare"])]
+    typed = "compare /home/me/x checkpoint.save_dir=/home/me/run"
+    paths = [other_record("one.json"), other_record("two.json", metrics=record.metrics[:1], commands=[typed])]
     assert release(trained, tmp_path / "model", "--record", *paths, "--limit", "Digits only.") == 0
     assert "3 scores" in capsys.readouterr().out
     card = read_card(tmp_path / "model")
     assert card.scores == record.metrics and card.records == ["one.json", "two.json"]
     assert card.training.commands[:3] == [
-        "lite-transformer train NAME --data bin", "lite-transformer evaluate NAME", "compare",
+        "lite-transformer train NAME --data bin", "lite-transformer evaluate NAME",
+        "compare x checkpoint.save_dir=run",
     ]  # fmt: skip
     assert (card.training.commit, card.training.updates, card.training.device) == ("b" * 40, 9, "a device")
     assert card.limits[-1] == "Digits only." and len(card.limits) > 3
