@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from data_prep.io import read_json, sha256, write_json
+from data_prep.io import read_json, write_json
+from lite_transformer import file_list
 from lite_transformer.errors import CheckpointError, DataError
 
 FORMAT = 2  # of the folder; a program reads this one and older ones. 1: small tensors are in the graphs alone
@@ -20,6 +21,7 @@ SHORTLIST_FILE = "shortlist.bin"  # only if the model was exported with one
 WEIGHTS_FILE = "weights.bin"
 PRECISIONS = ("fp32", "int8", "int4")
 
+_ENTRY = {"sha256": str, "size_bytes": int}  # of a file
 _AGAIN = "Export the model again: lite-transformer export CHECKPOINT --out DIR"
 
 
@@ -67,11 +69,7 @@ def is_edge_folder(path: Path) -> bool:
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file in ``folder`` but its manifest."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size_bytes": path.stat().st_size}
-        for path in paths
-    }
+    return {name: asdict(file) for name, file in file_list.describe_files(folder, but=[MANIFEST_FILE]).items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -115,10 +113,11 @@ def _problem(manifest: Manifest) -> str | None:
             return f"'{field.name}' is no {wanted.__name__}"
     if manifest.precision not in PRECISIONS:
         return f"unknown precision '{manifest.precision}'"
-    for name in manifest.files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
-            return f"'{name}' is a file outside the folder"
+    if (name := file_list.outside(manifest.files)) is not None:
+        return f"'{name}' is a file outside the folder"
+    for name, entry in manifest.files.items():
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
+            return f"it does not say what '{name}' is"
     sides = [manifest.vocabulary.get(side) for side in ("source", "target")]
     needed = [ENCODER_FILE, DECODER_FILE, WEIGHTS_FILE, *sides]
     if "fixed" not in manifest.model:
@@ -140,23 +139,6 @@ def check_folder(folder: Path) -> Manifest:
     Raises: CheckpointError naming the file that is missing, damaged, or not part of the model.
     """
     manifest = read_manifest(folder)
-    for name, wanted in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing. {_AGAIN}")
-        size = path.stat().st_size
-        if size != wanted.get("size_bytes"):
-            raise CheckpointError(f"{path} has {size} bytes, {MANIFEST_FILE} says {wanted.get('size_bytes')}. {_AGAIN}")
-        digest = sha256(path)
-        if digest != wanted.get("sha256"):
-            raise CheckpointError(
-                f"{path} is damaged: its sha256 is {digest}, {MANIFEST_FILE} says {wanted.get('sha256')}. {_AGAIN}"
-            )
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and name != MANIFEST_FILE and name not in manifest.files:
-            raise CheckpointError(
-                f"{path} is no part of the model: {MANIFEST_FILE} does not list it. Move it elsewhere"
-            )
+    files = {name: file_list.File(**entry) for name, entry in manifest.files.items()}
+    file_list.check_files(folder, files, [MANIFEST_FILE], _AGAIN)
     return manifest

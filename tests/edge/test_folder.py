@@ -61,6 +61,8 @@ def test_a_newer_format(copy):
         ({"files": {"../secret": {}}}, "outside the folder"),
         ({"files": {"/etc/passwd": {}}}, "outside the folder"),
         ({"files": {}}, "it lists no encoder.onnx"),
+        ({"files": {"encoder.onnx": 3}}, "it does not say what 'encoder.onnx' is"),
+        ({"files": {"encoder.onnx": {"sha256": "x"}}}, "it does not say what 'encoder.onnx' is"),
         ({"text": {"de": {}}}, "no text settings for en"),
         ({"special": {"pad": 1}}, "which tokens are special"),
     ],
