@@ -220,7 +220,7 @@ void Runner::linears(const std::vector<Job>& jobs, int rows) {
     }
     const bool is_shared = pool_.threads() > 1 && cost >= kWorthSharing;
     const int tiles = (rows + kRowTile - 1) / kRowTile;
-    const int wanted = is_shared ? 4 * pool_.threads() : 1;
+    const size_t wanted = is_shared ? std::max(size_t(4 * pool_.threads()), cost / (4 * kWorthSharing)) : 1;
     const int group = int((all_blocks + wanted - 1) / wanted);
     struct Piece {
         const Job* job;
@@ -448,6 +448,7 @@ void Runner::layer(const Layer& layer, const Side& side, int rows, Memory& memor
 
 std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int length, float* states) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const Pool::Watch watch(pool_);
     const Side& side = model_->encoder;
     auto state = std::make_unique<State>();
     state->model = model_.get();
@@ -521,6 +522,7 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
 void Runner::step(State& state, const int64_t* tokens, const int64_t* order, const int64_t* sentences, int batch,
                   int beams, int count, float* scores, int64_t* found, float* end_scores) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const Pool::Watch watch(pool_);
     const Side& side = model_->decoder;
     const Linear& projection = state.projection ? *state.projection : model_->output;
     if (state.model != model_.get()) throw Problem("the state is another engine's");

@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <ctime>
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -10,7 +13,23 @@ namespace lt {
 
 namespace {
 
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
 constexpr int kWaits = 4000;  // pauses before a thread sleeps: about a fifth of a millisecond
+
+// A wait for others that tells that one of them was put aside; no piece takes so long.
+constexpr microseconds kLongWait{200};
+// The part of a step that must be lost for the caller to work alone; for how long, the first time and at most.
+constexpr double kMuch = 0.1;
+constexpr milliseconds kLeastPenalty{20}, kMostPenalty{500};
+
+// Seconds that this thread has had a processor.
+double processor_time() {
+    timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
+}
 
 void pause() {
 #if defined(__x86_64__)
@@ -53,6 +72,11 @@ Pool::~Pool() {
 }
 
 void Pool::share(int pieces, Call call, const void* context) {
+    const Clock::time_point start = Clock::now();
+    if (start < alone_until_) {
+        for (int piece = 0; piece < pieces; ++piece) call(context, piece);
+        return;
+    }
     call_.store(call, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -64,12 +88,35 @@ void Pool::share(int pieces, Call call, const void* context) {
     }
     while (take_one()) {
     }
+    if (done_.load(std::memory_order_acquire) == pieces) return;
+    const Clock::time_point own_end = Clock::now();
     for (int i = 0; done_.load(std::memory_order_acquire) < pieces; ++i) {
         if (i < kWaits) {
             pause();
         } else {
             std::this_thread::yield();
         }
+    }
+    const Clock::duration wait = Clock::now() - own_end;
+    if (wait > kLongWait && wait > 2 * (own_end - start)) waited_ += wait;
+}
+
+Pool::Watch::Watch(Pool& pool) : pool_(pool), start_(Clock::now()), processor_(0) {
+    if (pool.workers_ == 0) return;
+    pool.waited_ = {};
+    processor_ = processor_time();
+}
+
+Pool::Watch::~Watch() {
+    if (pool_.workers_ == 0) return;
+    const Clock::time_point now = Clock::now();
+    const std::chrono::duration<double> whole = now - start_, waited = pool_.waited_;
+    const double lost = whole.count() - (processor_time() - processor_) + waited.count();
+    if (lost > kMuch * whole.count()) {
+        pool_.penalty_ = std::clamp<Clock::duration>(2 * pool_.penalty_, kLeastPenalty, kMostPenalty);
+        pool_.alone_until_ = now + pool_.penalty_;
+    } else if (now > pool_.alone_until_ + pool_.penalty_) {
+        pool_.penalty_ = {};  // shared for as long without a loss
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -12,7 +13,8 @@
 namespace lt {
 
 // The caller works with them and takes whatever pieces the others have not taken, so that a thread that the system has
-// put aside holds up no more than the piece it has begun. A thread without work waits a little while, then sleeps.
+// put aside holds up no more than the piece it has begun. A thread without work waits a little, then sleeps. Where the
+// processors have other things to do, a second thread only takes the caller's own time: it then works alone for a while.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -21,6 +23,18 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     int threads() const { return workers_ + 1; }
+
+    // Around a step of the caller's: what was lost in it to others tells whether to share the next ones.
+    class Watch {
+      public:
+        explicit Watch(Pool& pool);
+        ~Watch();
+
+      private:
+        Pool& pool_;
+        std::chrono::steady_clock::time_point start_;
+        double processor_;
+    };
 
     // work(piece) for each of `pieces`, in any order; returns when all are done. work must not throw.
     template <typename Work>
@@ -49,6 +63,8 @@ class Pool {
         }
     };
 
+    using Clock = std::chrono::steady_clock;
+
     void share(int pieces, Call call, const void* context);
     bool take_one();
     void live();
@@ -70,6 +86,10 @@ class Pool {
     std::unique_ptr<Shared> shared_{new Shared};
     int workers_ = 0;
     int process_;
+
+    // of the caller alone
+    Clock::time_point alone_until_{};
+    Clock::duration penalty_{}, waited_{};
 };
 
 }  // namespace lt
