@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lite_transformer.cli.main import main
 from lite_transformer.errors import DataError
 from lite_transformer.reproduction import chain
 from tests.data_prep.test_cnn_dm import write_sources as write_cnn_dm
+from tests.data_prep.test_monolingual import write_wikitext
 from tests.helpers import commands
 from tests.helpers import corpora as fixtures
 
@@ -123,12 +125,25 @@ def _write_wmt_en_de(source: Path) -> None:
     fixtures.write_wmt16_en_de(source / "wmt16_en_de.tar.gz", splits, "#version: 0.2\ne n</w>\n", raw)
 
 
+def _write_wikitext103(source: Path) -> None:
+    source.mkdir()
+    generator = random.Random(1)
+    words = [f"w{number}" for number in range(250)]  # a smoke run's bands want more than 200
+
+    def text(lines: int) -> str:
+        drawn = [*words, *generator.choices(words, k=20 * lines - len(words))]
+        return "".join(f" {' '.join(drawn[20 * i : 20 * i + 20])} \n" for i in range(lines))
+
+    write_wikitext(source, {"train": text(80), "valid": text(20), "test": text(20)}, "wikitext-103")
+
+
 @pytest.mark.parametrize(
     ("table", "row", "write", "score"),
     [
         ("wmt_en_fr", "lite_200", _write_wmt_en_fr, ("paper: 35.30", "tokenized_bleu", "sacrebleu")),
         ("wmt_en_de", "transformer_87m", _write_wmt_en_de, ("paper: 21.30", "tokenized_bleu", "sacrebleu")),
         ("cnn_dm", "lite_496", write_cnn_dm, ("paper: 38.30", "rougeL", "rougeLsum")),
+        ("wikitext103", "lite_896", _write_wikitext103, ("paper: 22.20", "perplexity")),
     ],
 )
 @pytest.mark.usefixtures("in_process")
