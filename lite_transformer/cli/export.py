@@ -22,8 +22,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lite_transformer.errors import ConfigError
+from lite_transformer.errors import ConfigError, UnsupportedInputError
+from lite_transformer.scoring.protocols import Search
 
+SEARCH = ("beam", "lenpen", "max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size")
 PRECISIONS = ("fp32", "int8", "int4")  # without onnx, which `--help` should not need
 
 
@@ -48,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--beam", type=int, metavar="N", help="beam width of translations (default: the model's, or 4)")
     parser.add_argument("--lenpen", type=float, metavar="X", help="length penalty (default: the model's, or 1)")
+    parser.add_argument("--max-len-a", type=float, metavar="A", help="at most A * source length + B subwords (1.5)")
+    parser.add_argument("--max-len-b", type=int, metavar="B", help="see --max-len-a (200)")
+    parser.add_argument("--min-len", type=int, metavar="N", help="at least N subwords (1), as summaries want")
+    parser.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="no n-gram of this size twice (0: any)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,10 +72,17 @@ def run(args: argparse.Namespace) -> int:
         checkpoint, data, search = _model(args, stack)
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         from data_prep.pipeline import load_pipelines
+        from lite_transformer.compression.container import is_packed
         from lite_transformer.edge.export import export
         from lite_transformer.edge.shortlist import SIZE as SHORTLIST_SIZE
         from lite_transformer.scoring import decoding
+        from lite_transformer.scoring.perplexity import is_language_model
 
+        if checkpoint.is_file() and not is_packed(checkpoint) and is_language_model(checkpoint):
+            raise UnsupportedInputError(
+                f"{checkpoint} is a language model, which cannot be exported: the graphs are of an encoder and of a "
+                "decoder that reads it, and have no adaptive softmax. Use it by: lite-transformer generate"
+            )
         pipelines = load_pipelines(data)
         loaded = decoding.load([checkpoint], data, cpu=True)
         shortlist = None if args.shortlist is None else (args.shortlist, args.shortlist_size or SHORTLIST_SIZE)
@@ -89,9 +102,10 @@ def _model(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Path,
     from lite_transformer.compression.container import is_packed
     from lite_transformer.released.folder import check_folder, describe_known, find_model, known_models
 
-    asked = {name: getattr(args, name) for name in ("beam", "lenpen") if getattr(args, name) is not None}
+    asked = {name: getattr(args, name) for name in SEARCH if getattr(args, name) is not None}
     if args.beam is not None and args.beam < 1:
         raise ConfigError(f"--beam {args.beam}: at least 1 is needed")
+    Search(**{"max_len_a": 1.5, **asked}).check()
     if (args.checkpoint is None) == (args.model is None):
         raise ConfigError(f"give either CHECKPOINT or --model NAME. {describe_known(known_models())}")
     if args.model is not None or args.checkpoint.is_dir():

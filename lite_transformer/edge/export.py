@@ -57,7 +57,10 @@ def model_parts(model: Any) -> parts.Model:
     Raises: UnsupportedInputError naming what cannot be exported.
     """
     if not hasattr(model, "encoder"):
-        raise UnsupportedInputError(f"{type(model).__name__} is no encoder-decoder; only those can be exported yet")
+        raise UnsupportedInputError(
+            f"{type(model).__name__} is a language model: the exported graphs are of an encoder and of a decoder that "
+            "reads it, and have no adaptive softmax. Use it by: lite-transformer generate"
+        )
     arrays = _Arrays()
     encoder, decoder = model.encoder, model.decoder
     for name in ("project_in_dim", "project_out_dim", "adaptive_softmax"):

@@ -52,16 +52,17 @@ def exported(
     precision: str = "fp32",
     shortlist: tuple[Path, int] | None = None,
     static_length: int | None = None,
+    languages: tuple[str, str] = LANGUAGES,
     **search: Any,
 ) -> Path:
     """FOLDER/model, with dictionaries and text settings in FOLDER/data: words as white space gives them."""
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    loaded.task.source_dictionary.save(str(data / "dict.de.txt"))
-    loaded.task.target_dictionary.save(str(data / "dict.en.txt"))
+    loaded.task.source_dictionary.save(str(data / f"dict.{languages[0]}.txt"))
+    loaded.task.target_dictionary.save(str(data / f"dict.{languages[1]}.txt"))
     pipelines = {
         language: TextPipeline(language, normalize=False, tokenizer="none", subword="none", folder=data)
-        for language in LANGUAGES
+        for language in languages
     }
     export(loaded, pipelines, data, folder / "model", precision, search, shortlist, static_length)
     return folder / "model"

@@ -244,7 +244,7 @@ def test_numbers_that_are_none(tmp_path):
 def test_refusals(tiny, tmp_path):
     with pytest.raises(UnsupportedInputError, match="activation 'gelu' cannot be exported"):
         exported(loaded_model(activation_fn="gelu"), tmp_path)
-    with pytest.raises(UnsupportedInputError, match="no encoder-decoder"):
+    with pytest.raises(UnsupportedInputError, match="is a language model: the exported graphs"):
         exporting.model_parts(tiny_language_model())
     with pytest.raises(ConfigError, match="2 models: an ensemble"):
         exported(dataclasses.replace(tiny.loaded, models=tiny.loaded.models * 2), tmp_path)
@@ -268,8 +268,14 @@ def test_the_verb(trained, released, tmp_path, capsys):
     assert "Log-probabilities differ" in capsys.readouterr().out
     assert main(command) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main(["export", "--model", str(released), "--out", str(tmp_path / "theirs"), "--lenpen", "0.5"]) == 0
+    assert (
+        main(
+            ["export", "--model", str(released), "--out", str(tmp_path / "theirs"), "--lenpen", "0.5", "--min-len", "3"]
+        )
+        == 0
+    )
     manifest = read_manifest(tmp_path / "theirs")
+    assert manifest.search["min_len"] == 3
     assert (manifest.search["beam"], manifest.search["lenpen"]) == (2, 0.5)
     assert "bpe/codes" in manifest.files
     packed = tmp_path / "model.ltpack"
@@ -278,6 +284,27 @@ def test_the_verb(trained, released, tmp_path, capsys):
     text = ["Der Hund läuft heute.", "", "Das Haus ist groß."]
     translations = [Translator.load(tmp_path / name).translate(text) for name in ("mine", "packed")]
     assert all(len(each) == 3 and each[0] and not each[1] for each in translations)
+
+
+def test_a_language_model_is_refused_before_it_is_loaded(tmp_path, capsys):
+    checkpoint = tmp_path / "lm.pt"
+    torch.save({"args": None, "cfg": {"task": {"_name": "language_modeling"}}, "model": {}}, checkpoint)
+    assert main(["export", str(checkpoint), "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is a language model, which cannot be exported" in capsys.readouterr().err
+
+
+def test_summaries(tmp_path):
+    """Of description and synopsis, with the settings of the experiment debian_synopses_lite, made small."""
+    sizes = {"encoder_ffn_embed_dim": 12, "encoder_kernel_sizes": [3, 7], "decoder_kernel_sizes": [3, 7]}
+    branches = {"encoder_branches": ["attention", "dynamic"], "encoder_conv_gate": "glu", "decoder_conv_gate": "glu"}
+    norms = {"encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True}
+    loaded = loaded_model(**sizes, **branches, **norms)
+    loaded.task.cfg.source_lang, loaded.task.cfg.target_lang = languages = ("description", "synopsis")
+    folder = exported(loaded, tmp_path, "fp32", languages=languages, min_len=4, no_repeat_ngram_size=3)
+    manifest = read_manifest(folder)
+    assert (manifest.source_language, manifest.target_language) == languages
+    assert manifest.parity["same_hypotheses"] == manifest.parity["sentences"]
+    assert all(len(text.split()) >= 3 for text in Translator.load(folder).translate(["w1 w2 w3", "w5"], max_len_b=12))
 
 
 @pytest.mark.parametrize(
@@ -289,6 +316,7 @@ def test_the_verb(trained, released, tmp_path, capsys):
         (["x.pt", "--model", "y"], "give either CHECKPOINT or --model NAME"),
         (["--model", "nothing_like_it"], "unknown model 'nothing_like_it'"),
         (["x.pt", "--data", "d", "--beam", "0"], "--beam 0: at least 1"),
+        (["x.pt", "--data", "d", "--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size -1: at least 0"),
         (["nothing.pt", "--data", "no_such_folder"], "no_such_folder: no prepare.json"),
     ],
 )
