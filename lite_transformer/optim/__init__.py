@@ -1,5 +1,5 @@
-"""Optimizers that fairseq lacks. Importing it registers them."""
+"""Optimizers that fairseq lacks, and what its trainer does with them. Importing it registers them."""
 
-from lite_transformer.optim import fused_adam, half_precision
+from lite_transformer.optim import fused_adam, half_precision, run_ahead
 
-__all__ = ["fused_adam", "half_precision"]
+__all__ = ["fused_adam", "half_precision", "run_ahead"]

@@ -6,7 +6,7 @@ AdamW is the same update (decoupled weight decay, Loshchilov and Hutter 2019) in
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,11 @@ from lite_transformer.errors import ConfigError
 
 @dataclass
 class FusedAdamConfig(FairseqAdamConfig):
-    """The options of fairseq's Adam."""
+    """The options of fairseq's Adam, and one more."""
+
+    wait_for_gpu: bool = field(
+        default=False, metadata={"help": "wait for the GPU at every update, as with fairseq's optimizers"}
+    )
 
 
 @register_optimizer("fused_adam", dataclass=FusedAdamConfig)
