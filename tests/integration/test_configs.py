@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,7 @@ from lite_transformer.cli.main import main
 from lite_transformer.macs.closed_form import closed_form
 from lite_transformer.models.architectures import ARCHITECTURES
 from lite_transformer.models.lite_transformer import resolved_config
+from lite_transformer.scoring.protocols import find_protocol
 from tests.helpers import commands
 
 CONFIGS = sorted((commands.ROOT / "configs").glob("*.yaml"))
@@ -60,6 +62,10 @@ def test_an_experiment_can_be_started_as_its_head_says(path: Path):
 
     assert text.startswith("# @package _global_\n")
     assert f"lite-transformer train {path.stem} --data " in text
+    if path.stem != "small_cpu":  # of any corpus
+        protocol = find_protocol(path.stem).name
+        assert re.search(rf"lite-transformer prepare {protocol} ", text)
+        assert re.search(rf"lite-transformer evaluate {path.stem} .*--data", text, re.DOTALL)
     assert config.dataset.required_batch_size_multiple == 1
     assert (commands.ROOT / file.common.user_dir / "models").is_dir()
     assert config.distributed_training.distributed_world_size == 1
