@@ -64,7 +64,7 @@ def test_an_experiment_can_be_started_as_its_head_says(path: Path):
     assert f"lite-transformer train {path.stem} --data " in text
     if path.stem != "small_cpu":  # of any corpus
         protocol = find_protocol(path.stem).name
-        assert re.search(rf"lite-transformer prepare {protocol} ", text)
+        assert f"lite-transformer prepare {protocol} " in text
         assert re.search(rf"lite-transformer evaluate {path.stem} .*--data", text, re.DOTALL)
     assert config.dataset.required_batch_size_multiple == 1
     assert (commands.ROOT / file.common.user_dir / "models").is_dir()
