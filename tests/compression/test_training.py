@@ -189,7 +189,7 @@ def test_loss_falls_although_weights_are_held():
 
 
 @pytest.mark.parametrize("recipe", [KMEANS, LINEAR], ids=["kmeans", "linear"])
-@pytest.mark.parametrize("stop", [3, 9, 20])
+@pytest.mark.parametrize("stop", [3, 9, 21])
 def test_checkpoint_goes_on_as_if_never_stopped(recipe, stop):
     model, compressor = Model(), Compressor(recipe, PLAN)
     optimizer = adam(model)

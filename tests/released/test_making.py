@@ -62,7 +62,9 @@ def test_a_recipe_stores_a_packed_file(trained, other_record, tmp_path, capsys):
     assert release(trained, out, *words, "int8") == 0
     card = check_folder(out)
     assert (card.weights, card.recipe, card.stored) == ("model.ltpack", "int8", "packed by recipe int8")
-    assert "model.pt" not in names(out) and packed.read(out / card.weights).texts == {}, "texts lie beside it"
+    model = packed.read(out / card.weights)
+    assert "model.pt" not in names(out) and model.texts == {}, "texts lie beside it"
+    assert str(trained.folder) not in json.dumps(model.meta), "a folder of this machine"
     for path in (path for path in out.rglob("*") if path.is_file()):
         assert str(trained.folder).encode() not in path.read_bytes(), f"{path.name} names a folder of this machine"
     page = (out / "README.md").read_text(encoding="utf-8")
