@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import _edge_worker
+import torch
 from _benchmark import processor, provenance, summary
 from tqdm import tqdm
 
@@ -522,6 +523,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     args = parse_args(words)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # of this process, which only converts: tiny products
     with Bench(args) as bench:
         bench.prepare()
         record = bench.rounds()
