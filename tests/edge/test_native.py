@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,17 @@ def test_threads_share_the_work_and_say_the_same(precision, tiny, wide_int8):
         np.testing.assert_array_equal(whole.tokens, alone.tokens)
         np.testing.assert_array_equal(whole.scores, alone.scores)
     np.testing.assert_array_equal(one.encoder_states(collate(batch)), two.encoder_states(collate(batch)))
+
+
+@needs_native
+def test_callers_of_several_threads_wait_for_each_other(tiny):
+    engine = NativeEngine(tiny.folder, read_manifest(tiny.folder), threads=2)
+    expected = decode(engine, sources(count=40), 4, 8)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: decode(engine, sources(count=40), 4, 8), range(8)):
+            for ours, theirs in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+                np.testing.assert_array_equal(ours.scores, theirs.scores)
 
 
 @needs_native
