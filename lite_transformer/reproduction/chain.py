@@ -38,14 +38,14 @@ SMOKE_EPOCHS = 2
 SMOKE_DIVISOR = 8  # of channels
 SMOKE_LAYERS = 2
 SMOKE_SETTINGS = (f"optimization.max_epoch={SMOKE_EPOCHS}", "optimization.update_freq=[1]", "dataset.num_workers=0")
-# Of a language model: short blocks, and bands that a slice's few words fill.
-SMOKE_WINDOW = (64, 48)
+# Of a language model: short blocks, whose ends cut longer lines, and bands that a slice's few words fill.
+SMOKE_WINDOW: dict[str, Any] = {"tokens_per_sample": 64, "context_window": 48, "sample_break_mode": "none"}
 SMOKE_TEXT = (
     "model.decoder_embed_dim=32",
     "model.decoder_ffn_embed_dim=32",
     "model.adaptive_input_cutoff=[100,200]",
     "model.adaptive_softmax_cutoff=[100,200]",
-    f"task.tokens_per_sample={SMOKE_WINDOW[0]}",
+    f"task.tokens_per_sample={SMOKE_WINDOW['tokens_per_sample']}",
     "dataset.max_tokens=512",
 )
 STATE_FILE = "reproduce.json"
@@ -98,8 +98,7 @@ class Plan:
         """The table's; a smoke run of a language model has shorter windows."""
         protocol = self.table.protocol
         if self.smoke and isinstance(protocol, TextProtocol):
-            tokens, context = SMOKE_WINDOW
-            return dataclasses.replace(protocol, tokens_per_sample=tokens, context_window=context)
+            return dataclasses.replace(protocol, **SMOKE_WINDOW)
         return protocol
 
     @property
@@ -326,8 +325,8 @@ def _measure(plan: Plan, run: Run, label: str, folder: Path, data: Mapping[str, 
     words += ["--macs-lengths", *map(str, plan.table.macs_lengths), *(["--cpu"] if plan.cpu else [])]
     words += ["--commit", plan.commit] if plan.commit else []
     if plan.table.is_of_language_models:
-        tokens, context = map(str, SMOKE_WINDOW)
-        words += ["--tokens-per-sample", tokens, "--context-window", context] if plan.smoke else []
+        for name, value in SMOKE_WINDOW.items() if plan.smoke else ():
+            words += [f"--{name.replace('_', '-')}", str(value)]
     else:
         words += ["--output", str(run.save_dir / "test.txt")]
     words += ["--record", str(record)]

@@ -45,13 +45,13 @@ def test_commands_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert prepare == ["prepare", "wikitext103", "--dest", str(tmp_path / "data"), "--limit", "600"]
     assert train[:2] == ["train", "wikitext103_lite_408"]
     assert "--output" not in evaluate
-    assert evaluate[evaluate.index("--tokens-per-sample") :][:4] == [
-        "--tokens-per-sample", "64", "--context-window", "48",
+    assert evaluate[evaluate.index("--tokens-per-sample") :][:6] == [
+        "--tokens-per-sample", "64", "--context-window", "48", "--sample-break-mode", "none",
     ]  # fmt: skip
     assert plan.decoding == "one checkpoint"
     for outcome in outcomes:
         outcome.records.clear()
     text = report.render_table(plan, outcomes, report.published_figures(TABLE), chain.changes_of(plan))
     assert "The first 600 lines of each split" in text
-    assert "64 tokens per sample, context window 48, break mode complete; Mult-Adds counted at 30 tokens" in text
+    assert "64 tokens per sample, context window 48, break mode none; Mult-Adds counted at 30 tokens" in text
     assert "published: perplexity per word token" in text

@@ -131,10 +131,11 @@ def _write_wikitext103(source: Path) -> None:
     words = [f"w{number}" for number in range(250)]  # a smoke run's bands want more than 200
 
     def text(lines: int) -> str:
-        drawn = [*words, *generator.choices(words, k=20 * lines - len(words))]
-        return "".join(f" {' '.join(drawn[20 * i : 20 * i + 20])} \n" for i in range(lines))
+        # lines are longer than a smoke run's windows, as real ones are
+        drawn = [*words, *generator.choices(words, k=80 * lines - len(words))]
+        return "".join(f" {' '.join(drawn[80 * i : 80 * i + 80])} \n" for i in range(lines))
 
-    write_wikitext(source, {"train": text(80), "valid": text(20), "test": text(20)}, "wikitext-103")
+    write_wikitext(source, {"train": text(20), "valid": text(5), "test": text(5)}, "wikitext-103")
 
 
 @pytest.mark.parametrize(
