@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoints, data, beam, lenpen = _model(args)
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
+    unread = 0
     with contextlib.ExitStack() as stack:
         if args.output is not None:
             output = stack.enter_context(_output(args.output))
@@ -86,14 +87,16 @@ def run(args: argparse.Namespace) -> int:
                 output.reconfigure(encoding="utf-8")  # as the input, whatever the locale
         if args.input is not None:
             stream = stack.enter_context(args.input.open("rb"))
-            _translate_stream(translator, stream, str(args.input), output)
+            unread = _translate_stream(translator, stream, str(args.input), output)
         elif sys.stdin is None:
             raise DataError("standard input is closed. Give text in a pipe, or by --input FILE.")
         elif sys.stdin.isatty():
             _converse(translator, output)
         else:
-            _translate_stream(translator, sys.stdin.buffer, "standard input", output)
-    return 0
+            unread = _translate_stream(translator, sys.stdin.buffer, "standard input", output)
+    if unread:
+        sys.stderr.write(f"lite-transformer translate: lines that could not be read and are left empty: {unread}\n")
+    return 2 if unread else 0
 
 
 # --- which model ---------------------------------------------------------------------------------------------------
@@ -221,24 +224,28 @@ def _ask(prompt: str) -> str:
     return line.rstrip("\r\n")
 
 
-def _translate_stream(translator: Translator | ExportedTranslator, stream: Any, name: str, output: IO[str]) -> None:
+def _translate_stream(translator: Translator | ExportedTranslator, stream: Any, name: str, output: IO[str]) -> int:
+    """Returns: how many lines could not be read; an exported model leaves them empty and goes on."""
     first = 1
+    unread: list[DataError] | None = [] if isinstance(translator, ExportedTranslator) else None
     with tqdm(desc="translate", unit="line", disable=None if output is not sys.stdout else True) as progress:
-        for lines in _buffers(stream, name, translator.batch_size * BUFFERED_BATCHES):
+        for lines in _buffers(stream, name, translator.batch_size * BUFFERED_BATCHES, unread):
             for translation in translator.translate(lines, first):
                 output.write(translation + "\n")
             output.flush()
             first += len(lines)
             progress.update(len(lines))
+    return len(unread or [])
 
 
-def _buffers(stream: Any, name: str, size: int) -> Iterator[list[str]]:
+def _buffers(stream: Any, name: str, size: int, unread: list[DataError] | None = None) -> Iterator[list[str]]:
     """Lists of up to ``size`` lines, as they arrive: no line waits for a later one.
 
     Before an error about a line, the lines above it are given.
 
     Args:
         stream: binary, with ``read1``.
+        unread: where such errors are put, and logged; the line is then an empty one. None: they are raised.
     """
     buffer: list[str] = []
     number = 0
@@ -247,9 +254,13 @@ def _buffers(stream: Any, name: str, size: int) -> Iterator[list[str]]:
             number += 1
             try:
                 line = decode_line(raw, name, number)
-            except DataError:
-                yield buffer
-                raise
+            except DataError as error:
+                if unread is None:
+                    yield buffer
+                    raise
+                logger.error("%s", error)
+                unread.append(error)
+                line = ""
             buffer.append(line.removeprefix("\ufeff") if number == 1 else line)
             if len(buffer) == size:
                 yield buffer

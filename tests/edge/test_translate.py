@@ -52,9 +52,16 @@ def test_threads_are_of_exported_models(run):
     assert code == 2 and "--threads is for exported models" in err
 
 
-def test_a_line_that_is_not_utf8_keeps_the_lines_above(tiny, translator, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"w1\n\xff\nw2\n"), encoding="utf-8"))
+def test_a_line_that_is_not_utf8_loses_no_other_line(tiny, translator, monkeypatch, capsys, caplog, tmp_path):
+    content = b"w1\n\xff\nw2\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    expected = translator.translate(["w1", "", "w2"])
     assert main(["translate", "--model", str(tiny.folder)]) == 2
     captured = capsys.readouterr()
-    assert captured.out.splitlines() == translator.translate(["w1"])
-    assert "line 2: not UTF-8" in captured.err
+    assert captured.out.splitlines() == expected
+    assert "line 2: not UTF-8" in caplog.text
+    assert "lines that could not be read and are left empty: 1" in captured.err
+    (tmp_path / "in").write_bytes(content)
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert main(["translate", "--model", str(tiny.folder), *words]) == 2
+    assert (tmp_path / "out").read_text(encoding="utf-8").splitlines() == expected
