@@ -54,6 +54,9 @@ static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, in
 
 const Kernels* neon_kernels() { return &neon::kTable; }
 
+// older Clangs know the instruction only where a whole file may use it
+#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
+
 namespace dotprod {
 
 #if defined(__clang__)
@@ -98,6 +101,10 @@ const Kernels* dotprod_kernels() {
     return nullptr;
 #endif
 }
+
+#else
+const Kernels* dotprod_kernels() { return nullptr; }
+#endif
 
 }  // namespace lt
 
