@@ -117,6 +117,10 @@ _LABELS = {
             ("transformer_100m", "Transformer 200, 4+4 layers, pre-norm"),
         )
     },
+    "linux_docs_lite_small": "Lite 448, 6 layers",
+    "linux_docs_lite_large": "Lite 672, 6 layers",
+    "linux_docs_transformer_small": "Transformer 256, 6 layers",
+    "linux_docs_transformer_large": "Transformer 384, 6 layers",
     "debian_synopses_lite": f"Lite 160, {_DYNAMIC}",
     "debian_synopses_transformer": "Transformer-Tiny, pre-norm",
 }

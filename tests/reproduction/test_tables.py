@@ -62,6 +62,14 @@ def test_every_row_of_the_paper_has_all_its_figures_and_its_budget():
     assert literature == [], "figures that no table shows"
 
 
+@pytest.mark.parametrize("name", ["linux_docs", "synopses", "libreoffice_de_en"])
+def test_a_row_is_called_as_its_records_are(name: str):
+    records = results.read_records(CHECKOUT / "results").values()
+    for row in TABLES[name].rows:
+        labels = {item.row for item in records if Path(item.config).stem == row.config}
+        assert not labels or row.label in labels
+
+
 def test_figures_that_nobody_could_check_are_marked():
     """Section 1 of the project's fact sheet: which scores were read somewhere, and which are remembered only."""
     unverified = {
