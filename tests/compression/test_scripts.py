@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from lite_transformer.compression import apply, packed, tables
 from lite_transformer.compression.packed import PackedModel
 from lite_transformer.compression.recipes import load_recipe
 from lite_transformer.errors import DataError
-from tests.helpers.commands import ROOT
+from lite_transformer.models.safe_load import load_checkpoint
+from tests.helpers.commands import ROOT, environment
 from tests.helpers.models import tiny_model
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -137,6 +141,40 @@ def test_every_recipe_is_measured_on_a_trained_model(
     assert page.read_text().splitlines()[2:-2] == lines
     (plot,) = tables.write_plots(folder, tmp_path / "plots")
     assert plot.name == f"{found['task']}-compression.png" and plot.stat().st_size > 5000
+
+
+def test_the_whole_way_is_one_command(tiny_checkpoint, tiny_data, tmp_path):
+    recipe, out, record = tmp_path / "small.yaml", tmp_path / "out", tmp_path / "record.json"
+    recipe.write_text(
+        "description: for tests\nprune: {sparsity: 0.5}\ncore: {method: kmeans, bits: 4}\n"
+        "embeddings: {method: linear, bits: 8}\nmin_elements: 60\n"
+    )
+    small = "--cpu model.encoder_embed_dim=16 model.encoder_layers=2 model.decoder_layers=2 dataset.num_workers=0"
+    words = [
+        "bash",
+        ROOT / "scripts" / "reproduce_compression.sh",
+        "iwslt14_de_en_lite_160",
+        tiny_checkpoint,
+        tiny_data,
+    ]
+    words += [out, "3", "--recipes", "--cpu", "--beam", "1", "--record", record]
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    extra = {"RECIPES": str(recipe), "UPDATES": "5", "TRAIN": small, "PATH": folders}
+    done = subprocess.run(
+        list(map(str, words)), env=environment(**extra), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    fp32, trained = json.loads(record.read_text())["rows"]
+    assert (fp32["recipe"], trained["recipe"], trained["trained"]) == ("fp32", "small", True)
+    assert 0.4 < trained["core_sparsity"] < 0.5 and trained["core_code_bits"] == [4]
+    weights = load_checkpoint(out / "small" / "checkpoint_best.pt")["model"]
+    zeros = [float((weight == 0).float().mean()) for name, weight in weights.items() if name.endswith("fc1.weight")]
+    assert len(zeros) == 4 and min(zeros) > 0.2, "pruned while it was trained, not only when it was packed"
+    again = list(map(str, words))
+    again[3] = str(tmp_path / "none.pt")
+    again[5] = str(tmp_path / "other")
+    done = subprocess.run(again, env=environment(**extra), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "none.pt does not exist" in done.stderr
 
 
 def record_of(seed: int, score: float, model: str = "small", **more) -> dict:
