@@ -8,8 +8,8 @@ model's step. With `fused_adam` on one GPU, in fp32 and bf16:
   the GPU, and the trainer stops, as ever, with its FloatingPointError, one update later;
 - losses stay on the GPU until they are logged; what ``Trainer.train_step`` returns has none.
 
-``--wait-for-gpu`` (``optimizer.wait_for_gpu=true``) gives fairseq's way back. Loss scaling (fp16, amp) always waits, and
-so do several GPUs, which compare their norms. Importing this module makes fairseq's trainer do so.
+``--wait-for-gpu`` (``optimizer.wait_for_gpu=true``) gives fairseq's way back. Loss scaling (fp16, amp) always waits,
+and so do several GPUs, which compare their norms. Importing this module makes fairseq's trainer do so.
 """
 
 from __future__ import annotations
