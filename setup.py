@@ -67,6 +67,8 @@ setup(
     extras_require={
         # Exporting needs onnx; translating with an exported model onnxruntime alone, and neither torch nor fairseq.
         "edge": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2"],
+        # What scripts/bench_edge.py compares with: what people use to translate on a CPU.
+        "bench": ["ctranslate2>=4.5,<5"],
         "test": [
             "onnx>=1.16,<2",
             "onnxruntime>=1.18,<2",
