@@ -108,6 +108,7 @@ def test_on_a_cpu_weights_stay_apart_as_fairseq_keeps_them():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu_all_weights_are_one_tensor(dtype):
     cfg = configuration(bf16=dtype == torch.bfloat16)
