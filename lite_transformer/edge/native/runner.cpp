@@ -448,7 +448,7 @@ void Runner::layer(const Layer& layer, const Side& side, int rows, Memory& memor
 
 std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int length, float* states) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Pool::Watch watch(pool_);
+    const Pool::Watch watch(pool_, 0);
     const Side& side = model_->encoder;
     auto state = std::make_unique<State>();
     state->model = model_.get();
@@ -522,7 +522,7 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
 void Runner::step(State& state, const int64_t* tokens, const int64_t* order, const int64_t* sentences, int batch,
                   int beams, int count, float* scores, int64_t* found, float* end_scores) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Pool::Watch watch(pool_);
+    const Pool::Watch watch(pool_, int(std::min<int64_t>(int64_t(batch) * beams, 1 << 20)));
     const Side& side = model_->decoder;
     const Linear& projection = state.projection ? *state.projection : model_->output;
     if (state.model != model_.get()) throw Problem("the state is another engine's");

@@ -73,7 +73,7 @@ Pool::~Pool() {
 
 void Pool::share(int pieces, Call call, const void* context) {
     const Clock::time_point start = Clock::now();
-    if (start < alone_until_) {
+    if (is_alone_ || start < alone_until_) {
         for (int piece = 0; piece < pieces; ++piece) call(context, piece);
         return;
     }
@@ -101,9 +101,19 @@ void Pool::share(int pieces, Call call, const void* context) {
     if (wait > kLongWait && wait > 2 * (own_end - start)) waited_ += wait;
 }
 
-Pool::Watch::Watch(Pool& pool) : pool_(pool), start_(Clock::now()), processor_(0) {
+Pool::Watch::Watch(Pool& pool, int rows)
+    : pool_(pool), start_(Clock::now()), processor_(0), is_step_(rows > 0), was_alone_(pool.is_alone_) {
     if (pool.workers_ == 0) return;
     pool.waited_ = {};
+    if (!is_step_) {
+        pool.is_alone_ = false;
+    } else if (rows != pool.rows_ || pool.turn_ == kTurns) {
+        pool.rows_ = rows;
+        pool.turn_ = 0;
+        pool.is_alone_ = false;
+        pool.least_alone_ = pool.least_shared_ = Clock::duration::max();
+    }
+    if (is_step_ && pool.tries()) pool.is_alone_ = pool.turn_ % 2 == 0;
     processor_ = processor_time();
 }
 
@@ -118,6 +128,16 @@ Pool::Watch::~Watch() {
     } else if (now > pool_.alone_until_ + pool_.penalty_) {
         pool_.penalty_ = {};  // shared for as long without a loss
     }
+    if (!is_step_) {
+        pool_.is_alone_ = was_alone_;
+        return;
+    }
+    if (pool_.tries()) {
+        Clock::duration& least = pool_.is_alone_ ? pool_.least_alone_ : pool_.least_shared_;
+        least = std::min(least, now - start_);
+        if (pool_.turn_ + 1 == 2 * kTries) pool_.is_alone_ = pool_.least_alone_ <= pool_.least_shared_;
+    }
+    ++pool_.turn_;
 }
 
 bool Pool::take_one() {

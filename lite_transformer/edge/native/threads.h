@@ -24,16 +24,19 @@ class Pool {
 
     int threads() const { return workers_ + 1; }
 
-    // Around a step of the caller's: what was lost in it to others tells whether to share the next ones.
+    // Around a step of the caller's of so many rows: what was lost in it to others tells whether to share the next ones.
+    // Steps of few rows are also tried alone and shared now and then, and go on the way that was faster; 0 rows: no step.
     class Watch {
       public:
-        explicit Watch(Pool& pool);
+        Watch(Pool& pool, int rows);
         ~Watch();
 
       private:
         Pool& pool_;
         std::chrono::steady_clock::time_point start_;
         double processor_;
+        const bool is_step_;
+        const bool was_alone_;
     };
 
     // work(piece) for each of `pieces`, in any order; returns when all are done. work must not throw.
@@ -87,9 +90,16 @@ class Pool {
     int workers_ = 0;
     int process_;
 
+    bool tries() const { return rows_ <= kFewRows && turn_ < 2 * kTries; }
+
+    static constexpr int kFewRows = 16, kTries = 4, kTurns = 128;  // steps tried each way, of so many
+
     // of the caller alone
     Clock::time_point alone_until_{};
     Clock::duration penalty_{}, waited_{};
+    int rows_ = 0, turn_ = 0;
+    bool is_alone_ = false;
+    Clock::duration least_alone_{}, least_shared_{};
 };
 
 }  // namespace lt
