@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shlex
 import statistics
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 
 _OUTPUTS = ("--record", "--plot", "--profile", "--commit")
+
+# fairseq and hydra have everything logged, and a plot makes matplotlib name every font there is
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def device_name(device: str) -> str:

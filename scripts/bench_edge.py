@@ -455,7 +455,7 @@ def pareto_plot(record: dict[str, Any], path: Path) -> None:
         axes.errorbar(time_of["median"], score, xerr=spread, fmt=marker, color=f"C{number}", label=result["system"])
     axes.set(xscale="log", xlabel="ms a sentence, one at a time, 1 thread", ylabel="sacreBLEU", title=record["corpus"])
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format=path.suffix[1:] or "png", metadata={"Software": None})
     pyplot.close(figure)

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from lite_transformer.models import packed_checkpoint
 from lite_transformer.models.safe_load import load_checkpoint
 from lite_transformer.scoring import decoding, likelihood
 from tests.helpers.commands import ROOT
+from tests.helpers.disk import fill_disk, needs_full_device
 
 
 @pytest.fixture(scope="module")
@@ -273,19 +272,11 @@ def test_loss_is_that_of_the_reference_in_bits(tiny_checkpoint, data):
     assert likelihood.Loss(loaded, "test", 10**6).sentences == 21
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+@needs_full_device
 def test_full_disk_leaves_no_checkpoint(compressed, tmp_path, monkeypatch):
     output = tmp_path / "x.pt"
     output.write_bytes(b"old")
-
-    make = tempfile.mkstemp
-
-    def on_a_full_disk(**options):
-        descriptor, name = make(**options)
-        os.close(descriptor)
-        return os.open("/dev/full", os.O_WRONLY), name
-
-    monkeypatch.setattr(tempfile, "mkstemp", on_a_full_disk)
+    fill_disk(monkeypatch)
     with pytest.raises(
         CheckpointError, match=r"cannot write .*x.pt: No space left on device. The old file, if any, is"
     ):

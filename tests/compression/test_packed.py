@@ -3,11 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import struct
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from lite_transformer.compression.tensors import Quantized, Raw, codes_of, gaps_
 from lite_transformer.errors import CheckpointError, UnsupportedInputError
 from tests.compression.models import codebook, same, small_model
 from tests.helpers import commands
+from tests.helpers.disk import fill_disk, needs_full_device
 
 HOSTILE = commands.ROOT / "tests" / "fixtures" / "packed"
 shapes = st.lists(st.integers(0, 9), min_size=0, max_size=4).map(tuple)
@@ -376,18 +374,11 @@ def test_file_is_written_and_read(tmp_path):
     assert container.header_bytes(len(sections)) + sum(part.stored_bytes for part in sections.values()) == size
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+@needs_full_device
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.ltpack"
     path.write_bytes(b"old")
-    make = tempfile.mkstemp
-
-    def on_a_full_disk(**options):
-        descriptor, name = make(**options)
-        os.close(descriptor)
-        return os.open("/dev/full", os.O_WRONLY), name
-
-    monkeypatch.setattr(tempfile, "mkstemp", on_a_full_disk)
+    fill_disk(monkeypatch)
     with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device.*old file, if any, is kept"):
         packed.write(path, small_model())
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

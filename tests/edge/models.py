@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from lite_transformer.edge.export import export
 from lite_transformer.models.config import LiteTransformerConfig, TransformerBaselineConfig
 from lite_transformer.models.lite_transformer import LiteTransformerModel, TransformerBaselineModel
 from lite_transformer.scoring.decoding import Loaded
+from tests.helpers.commands import environment
 from tests.helpers.models import TINY, dictionary, randomize_biases
 
 LANGUAGES = ("de", "en")
@@ -66,3 +70,19 @@ def exported(
     }
     export(loaded, pipelines, data, folder / "model", precision, search, shortlist, static_length)
     return folder / "model"
+
+
+def translated_without(folder: Path, missing: Sequence[str], lines: Sequence[str], engine: str = "auto") -> list[str]:
+    """What a Python that cannot import the ``missing`` modules makes of the lines. It must say nothing else."""
+    program = (
+        "import sys\n"
+        f"for name in {list(missing)!r}: sys.modules[name] = None\n"
+        "from lite_transformer.edge import Translator\n"
+        "assert not sys.modules.get('onnxruntime'), 'only an engine that needs it imports it'\n"
+        f"print('|'.join(Translator.load({str(folder)!r}, engine={engine!r}).translate({list(lines)!r})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.rstrip("\n").split("|")

@@ -28,28 +28,11 @@ constexpr int kRows = 4;
 constexpr int kOffset = 0;
 
 // Exact: a code of the input is at most 255, one of the weights at most kMostCode.
-template <int R, bool kIsFirst>
-static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
-                                                                     int count, int32_t* sums) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i low[R], high[R];
-    for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
-    for (int k = 0; k < count; ++k, w += 64) {
-        if (kIsFirst) __builtin_prefetch(w + kAhead);
-        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
-        for (int r = 0; r < R; ++r) {
-            const __m256i four = _mm256_set1_epi32(four_codes(x + r * stride + 4 * k));
-            low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(_mm256_maddubs_epi16(four, a), ones));
-            high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(_mm256_maddubs_epi16(four, b), ones));
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kBlock), low[r]);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kBlock + 8), high[r]);
-    }
+static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, w), _mm256_set1_epi16(1)));
 }
 
+#include "tile_256.inl"
 #include "kernels.inl"
 #undef LT_TARGET
 #undef LT_NAME
@@ -69,27 +52,11 @@ namespace avxvnni {
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
 
-template <int R, bool kIsFirst>
-static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
-                                                                     int count, int32_t* sums) {
-    __m256i low[R], high[R];
-    for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
-    for (int k = 0; k < count; ++k, w += 64) {
-        if (kIsFirst) __builtin_prefetch(w + kAhead);
-        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
-        for (int r = 0; r < R; ++r) {
-            const __m256i four = _mm256_set1_epi32(four_codes(x + r * stride + 4 * k));
-            low[r] = _mm256_dpbusd_avx_epi32(low[r], four, a);
-            high[r] = _mm256_dpbusd_avx_epi32(high[r], four, b);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kBlock), low[r]);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kBlock + 8), high[r]);
-    }
+static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
+    return _mm256_dpbusd_avx_epi32(sum, codes, w);
 }
 
+#include "tile_256.inl"
 #include "kernels.inl"
 #undef LT_TARGET
 #undef LT_NAME
