@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Trains a model on by recipes, all at once on one device; then bench_compression.py packs and scores every file.
 #   bash scripts/reproduce_compression.sh EXPERIMENT CHECKPOINT DATA/bin OUT [SEED] [options of bench_compression.py]
-# RECIPES="paper tiny" (names or files), UPDATES=3000 and LR=0.001 change the training, TRAIN="--cpu" adds options.
+# RECIPES="paper tiny" (names or files), UPDATES=6000 and LR=0.001 change the training, TRAIN="--cpu" adds options.
 set -euo pipefail
 
 experiment=$1 checkpoint=$2 data=$3 out=$4 seed=${5:-1}
 read -ra recipes <<<"${RECIPES:-int8+prune50 paper tiny}"
 read -ra more <<<"${TRAIN:-}"
-updates=${UPDATES:-3000} jobs=() trained=()
+updates=${UPDATES:-6000} jobs=() trained=()
 trap 'kill "${jobs[@]}" 2>/dev/null || true' EXIT  # none goes on when one has failed
 for recipe in "${recipes[@]}"; do
     run=$out/$(basename "$recipe" .yaml)
