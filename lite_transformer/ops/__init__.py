@@ -3,7 +3,8 @@
 Letters: T time, B batch, C channels, H heads, K kernel size, R = C / H channels per head.
 """
 
-from lite_transformer.ops.convolution import BACKENDS, dynamic_conv, lightweight_conv
+from lite_transformer.ops.backends import BACKENDS
+from lite_transformer.ops.convolution import dynamic_conv, lightweight_conv
 from lite_transformer.ops.reference import dynamic_conv_step, lightweight_conv_step
 
 __all__ = ["BACKENDS", "dynamic_conv", "dynamic_conv_step", "lightweight_conv", "lightweight_conv_step"]

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.metadata
-import logging
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
 from lite_transformer.ops import reference
+from lite_transformer.ops.backends import choose, dtype_obstacle, on_device_of
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "triton", "reference")
-
-_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TRITON_LONGEST_KERNEL = 255
-# tl.gather came with 3.3, which torch 2.7 brings.
-_OLDEST_TRITON = (3, 3)
-
-
-def _triton_version() -> tuple[int, int] | None:
-    """Of the installed Triton, without importing it; None if there is none."""
-    try:
-        major, minor = importlib.metadata.version("triton").split(".")[:2]
-        return int(major), int(minor)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-
-
-_TRITON = _triton_version()
-# Triton then runs its kernels on the CPU; like Triton, decided once.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def lightweight_conv(
@@ -155,14 +129,9 @@ def _last_contiguous(tensor: Tensor, dims: int) -> Tensor:
 
 def _obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why the fused kernels cannot take this input, with what they take; None if they can."""
-    if _TRITON is None:
-        return "triton is not installed: it comes with the CUDA build of torch, or by `pip install triton`"
-    if _TRITON < _OLDEST_TRITON:
-        return f"triton {_TRITON[0]}.{_TRITON[1]} is older than 3.3: torch 2.7 and later bring one that will do"
-    if x.dtype not in _TRITON_DTYPES:
-        return f"x is {x.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
-    if weight.dtype not in _TRITON_DTYPES:
-        return f"weight is {weight.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
+    found = dtype_obstacle(x=x, weight=weight)
+    if found is not None:
+        return found
     if weight.size(-1) > _TRITON_LONGEST_KERNEL:
         return f"kernel size {weight.size(-1)} is over {_TRITON_LONGEST_KERNEL}"
     if x.device != weight.device:
@@ -171,28 +140,7 @@ def _obstacle(x: Tensor, weight: Tensor) -> str | None:
 
 
 def _choose(x: Tensor, weight: Tensor, backend: str) -> str:
-    if backend not in BACKENDS:
-        raise UnsupportedInputError(f"unknown backend '{backend}'; allowed: {', '.join(BACKENDS)}")
-    if backend == "reference" or (backend == "auto" and not x.is_cuda):
-        return "reference"
-    obstacle = _obstacle(x, weight)
-    if backend == "triton":
-        if obstacle is None and not x.is_cuda and not _INTERPRETED:
-            obstacle = f"x is on {x.device}; allowed: a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
-        if obstacle is not None:
-            raise UnsupportedInputError(f"backend 'triton': {obstacle}")
-        return "triton"
-    if not torch.compiler.is_compiling():
-        _log_choice(obstacle)
-    return "triton" if obstacle is None else "reference"
-
-
-@functools.cache
-def _log_choice(obstacle: str | None) -> None:
-    if obstacle is None:
-        logger.info("convolutions: fused Triton kernels (conv_backend=reference for plain torch)")
-    else:
-        logger.warning("convolutions: plain torch instead of fused kernels: %s", obstacle)
+    return choose(x, backend, lambda: _obstacle(x, weight), "convolutions", "conv_backend=reference")
 
 
 # --- the operators -------------------------------------------------------------------------------------------------
@@ -231,7 +179,7 @@ def _forward(
     from lite_transformer.ops import triton_kernels
 
     mask = None if padding_mask is None else padding_mask.view(torch.uint8)
-    with _on_device_of(x):
+    with on_device_of(x):
         return triton_kernels.forward(x, weight, mask, seed, left_padding, softmax, dropout)
 
 
@@ -258,7 +206,7 @@ def _backward(
     from lite_transformer.ops import triton_kernels
 
     mask = None if padding_mask is None else padding_mask.view(torch.uint8)
-    with _on_device_of(x):
+    with on_device_of(x):
         return triton_kernels.backward(
             _last_contiguous(grad, 1), x, weight, mask, seed, statistics, left_padding, softmax, dropout
         )
@@ -294,8 +242,3 @@ def _unfilled_statistics(x: Tensor, weight: Tensor, softmax: bool) -> Tensor:
     """(T, B, H, 2) for softmaxed dynamic kernels, else empty."""
     shape = (*weight.shape[:3], 2) if softmax and weight.dim() == 4 else (0,)
     return x.new_empty(shape, dtype=torch.float32)
-
-
-def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -9,7 +9,7 @@ import torch
 
 from lite_transformer import ops
 from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
-from lite_transformer.ops import convolution
+from lite_transformer.ops import backends, convolution
 from tests.helpers.compare import assert_same
 from tests.helpers.kernels import Case, dropout_keeps, relative_error
 
@@ -217,16 +217,16 @@ def test_compiled_and_exported_models_keep_the_operator():
     ("version", "text"), [(None, "triton is not installed"), ((3, 2), "triton 3.2 is older than 3.3")]
 )
 def test_the_choice_is_logged_once(monkeypatch, caplog, version, text):
-    monkeypatch.setattr(convolution, "_TRITON", version)
-    convolution._log_choice.cache_clear()
+    monkeypatch.setattr(backends, "_TRITON", version)
+    backends.log_choice.cache_clear()
     x, weight = torch.ones(3, 1, 4), torch.ones(2, 3)
-    with caplog.at_level(logging.INFO, "lite_transformer.ops.convolution"):
+    with caplog.at_level(logging.INFO, "lite_transformer.ops.backends"):
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
         for _ in range(3):
             ops.lightweight_conv(x, weight, 1)
     assert len(caplog.records) == 1
     assert f"plain torch instead of fused kernels: {text}" in caplog.text
-    convolution._log_choice.cache_clear()
+    backends.log_choice.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_unsupported_input_is_named(change, text):
 
 
 def test_a_cpu_without_the_interpreter_is_named(monkeypatch):
-    monkeypatch.setattr(convolution, "_INTERPRETED", False)
+    monkeypatch.setattr(backends, "_INTERPRETED", False)
     with pytest.raises(
         UnsupportedInputError, match="x is on cpu; allowed: a CUDA device, or any with TRITON_INTERPRET"
     ):
