@@ -1,46 +1,87 @@
-"""Where the kernels over rows (`bias`, `residual_norm`) run: one rule for all of them."""
+"""The choice of an implementation, the same for every operation that has fused kernels beside plain torch."""
 
 from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import logging
+import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lite_transformer.errors import UnsupportedInputError
-from lite_transformer.ops import convolution
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+logger = logging.getLogger(__name__)
 
+BACKENDS = ("auto", "triton", "reference")
 
-def takes_kernels(backend: str, *tensors: Tensor | None) -> bool:
-    """Whether fused kernels compute these tensors.
-
-    'auto' takes them on a GPU where gradients are recorded: a pass without gradients saves nothing there and, step by
-    step, waits for launches, of which plain torch needs the shortest. 'triton' takes them always.
-
-    Raises: UnsupportedInputError naming what the backend does not take, and what it takes.
-    """
-    if backend not in convolution.BACKENDS:
-        raise UnsupportedInputError(f"unknown backend '{backend}'; allowed: {', '.join(convolution.BACKENDS)}")
-    first = tensors[0]
-    assert first is not None
-    if backend == "reference" or (backend == "auto" and not (first.is_cuda and torch.is_grad_enabled())):
-        return False
-    found = _obstacle(*tensors)
-    if found is not None and backend == "triton":
-        raise UnsupportedInputError(f"backend 'triton': {found}")
-    return found is None
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# tl.gather came with 3.3, which torch 2.7 brings.
+_OLDEST_TRITON = (3, 3)
 
 
-def _obstacle(*tensors: Tensor | None) -> str | None:
-    """Why the fused kernels cannot take these tensors, with what they take; None if they can."""
-    if convolution._TRITON is None or convolution._TRITON < convolution._OLDEST_TRITON:
-        return "triton 3.3 or later is not installed: it comes with the CUDA build of torch, or by `pip install triton`"
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given[0].is_cuda and not convolution._INTERPRETED:
-        return f"the input is on {given[0].device}; allowed: a CUDA device, or any with TRITON_INTERPRET=1"
-    for tensor in given:
-        if tensor.dtype not in DTYPES:
-            return f"a tensor is {tensor.dtype}; allowed: {', '.join(map(str, DTYPES))}"
-        if tensor.device != given[0].device:
-            return f"tensors are on {given[0].device} and {tensor.device}: all must be on one device"
+def _triton_version() -> tuple[int, int] | None:
+    """Of the installed Triton, without importing it; None if there is none."""
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+_TRITON = _triton_version()
+# Triton then runs its kernels on the CPU; like Triton, decided once.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def dtype_obstacle(**tensors: Tensor) -> str | None:
+    """Why Triton, or a kernel's dtypes, cannot take these named tensors; None if they can."""
+    if _TRITON is None:
+        return "triton is not installed: it comes with the CUDA build of torch, or by `pip install triton`"
+    if _TRITON < _OLDEST_TRITON:
+        return f"triton {_TRITON[0]}.{_TRITON[1]} is older than 3.3: torch 2.7 and later bring one that will do"
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TRITON_DTYPES:
+            return f"{name} is {tensor.dtype}; allowed: {', '.join(map(str, _TRITON_DTYPES))}"
     return None
+
+
+def choose(x: Tensor, backend: str, obstacle: Callable[[], str | None], what: str, way_back: str) -> str:
+    """'triton' or 'reference' for an operation on x.
+
+    Args:
+        backend: 'triton', 'reference' or 'auto': triton on a GPU where nothing stands in the way, logged once.
+        obstacle: says why the fused kernels cannot take this input; None if they can.
+        what: the operation, in the plural. way_back: what a user sets for plain torch.
+    Raises: UnsupportedInputError for an unknown backend, or for 'triton' where it cannot be used.
+    """
+    if backend not in BACKENDS:
+        raise UnsupportedInputError(f"unknown backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and not x.is_cuda):
+        return "reference"
+    found = obstacle()
+    if backend == "triton":
+        if found is None and not x.is_cuda and not _INTERPRETED:
+            found = f"x is on {x.device}; allowed: a CUDA device, or any with TRITON_INTERPRET=1 in the environment"
+        if found is not None:
+            raise UnsupportedInputError(f"backend 'triton': {found}")
+        return "triton"
+    if not torch.compiler.is_compiling():
+        _log_choice(found, what, way_back)
+    return "triton" if found is None else "reference"
+
+
+@functools.cache
+def _log_choice(obstacle: str | None, what: str, way_back: str) -> None:
+    if obstacle is None:
+        logger.info("%s: fused Triton kernels (%s for plain torch)", what, way_back)
+    else:
+        logger.warning("%s: plain torch instead of fused kernels: %s", what, obstacle)
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
