@@ -1,10 +1,18 @@
-"""What one operation computes, as pure functions on ``(T, B, C)`` tensors.
+"""What one operation computes, as pure functions on ``(T, B, C)`` tensors; the loss on logits ``(..., V)``.
 
-Letters: T time, B batch, C channels, H heads, K kernel size, R = C / H channels per head.
+Letters: T time, B batch, C channels, H heads, K kernel size, R = C / H channels per head, V vocabulary.
 """
 
 from lite_transformer.ops.backends import BACKENDS
 from lite_transformer.ops.convolution import dynamic_conv, lightweight_conv
+from lite_transformer.ops.cross_entropy import label_smoothed_cross_entropy
 from lite_transformer.ops.reference import dynamic_conv_step, lightweight_conv_step
 
-__all__ = ["BACKENDS", "dynamic_conv", "dynamic_conv_step", "lightweight_conv", "lightweight_conv_step"]
+__all__ = [
+    "BACKENDS",
+    "dynamic_conv",
+    "dynamic_conv_step",
+    "label_smoothed_cross_entropy",
+    "lightweight_conv",
+    "lightweight_conv_step",
+]
