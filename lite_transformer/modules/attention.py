@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lite_transformer import ops
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules.incremental import IncrementalModule, IncrementalState
-from lite_transformer.modules.linear import by_rows
+from lite_transformer.modules.linear import Linear, by_rows
 
 # As an attention mask: position t sees the positions up to t. No tensor is built where the kernel knows this mask.
 CAUSAL: Final = "causal"
@@ -35,6 +36,7 @@ class MultiheadAttention(IncrementalModule):
         num_heads: H.
         key_dim: channels of key and value; C unless said.
         dropout: on the attention probabilities.
+        backend: of the projections' bias gradients, as in `ops.linear`.
     Raises: ConfigError if H does not divide C.
     Source: Vaswani et al. 2017, section 3.2.
     """
@@ -44,7 +46,14 @@ class MultiheadAttention(IncrementalModule):
     # Whether projections of whole sequences may be computed together on a GPU; the result is the same.
     fuse_projections = True
 
-    def __init__(self, embed_dim: int, num_heads: int, key_dim: int | None = None, dropout: float = 0.0):
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        key_dim: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads != 0:
             raise ConfigError(f"{num_heads} heads do not divide an attention of {embed_dim} channels")
@@ -53,10 +62,11 @@ class MultiheadAttention(IncrementalModule):
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.dropout = dropout
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.k_proj = nn.Linear(key_dim, embed_dim)
-        self.v_proj = nn.Linear(key_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.backend = backend
+        self.q_proj = Linear(embed_dim, embed_dim, backend=backend)
+        self.k_proj = Linear(key_dim, embed_dim, backend=backend)
+        self.v_proj = Linear(key_dim, embed_dim, backend=backend)
+        self.out_proj = Linear(embed_dim, embed_dim, backend=backend)
         # With equal widths the three projections count as one matrix of three times the height.
         gain = 1 / math.sqrt(2) if key_dim == embed_dim else 1.0
         for projection in (self.q_proj, self.k_proj, self.v_proj):
@@ -84,10 +94,24 @@ class MultiheadAttention(IncrementalModule):
             bias = F.pad(bias.view(rows, self.head_dim), (0, extra)).flatten()
         return {"weight": weight, "bias": bias}
 
-    def _project_together(self, x: Tensor, together: Mapping[str, Tensor], count: int) -> Tensor:
-        """(N, B, C') -> (count, B, H, N, R'): ``count`` projections in one matrix product."""
-        projected = F.linear(x.flatten(0, 1), together["weight"], together["bias"])
-        return projected.view(*x.shape[:2], count, self.num_heads, -1).permute(2, 1, 3, 0, 4)
+    def _project_together(self, x: Tensor, together: Mapping[str, Tensor], count: int) -> tuple[Tensor, ...]:
+        """(N, B, C') -> ``count`` times (B, H, N, R'): projections in one matrix product.
+
+        They are cut as columns of its rows, and so their gradients come back: attention kernels write those in the
+        layout of what they were given, and one copy lays them side by side.
+        """
+        projected = ops.linear(x.flatten(0, 1), together["weight"], together["bias"], backend=self.backend)
+        parts = projected.chunk(count, dim=1)
+        return tuple(part.view(*x.shape[:2], self.num_heads, -1).permute(1, 2, 0, 3) for part in parts)
+
+    def _project_out(self, out: Tensor) -> Tensor:
+        """(B, H, T, R') -> (T, B, C). Where heads are padded so are the columns of the weights, not the output cut."""
+        length, extra = out.size(2), out.size(3) - self.head_dim
+        rows = out.permute(2, 0, 1, 3).reshape(length * out.size(0), -1)
+        if not extra:
+            return self.out_proj(rows).unflatten(0, (length, -1))
+        weight = F.pad(self.out_proj.weight.unflatten(1, (self.num_heads, self.head_dim)), (0, extra)).flatten(1)
+        return ops.linear(rows, weight, self.out_proj.bias, backend=self.backend).unflatten(0, (length, -1))
 
     def forward(
         self,
@@ -155,8 +179,7 @@ class MultiheadAttention(IncrementalModule):
             if hidden is not None and not from_cache and _fuses(query):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
-        out = out[..., : self.head_dim].permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.embed_dim)
-        return by_rows(self.out_proj, out), weights
+        return self._project_out(out), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, R) of whole sequences."""
@@ -167,10 +190,10 @@ class MultiheadAttention(IncrementalModule):
                 self._split_heads(by_rows(self.v_proj, value)),
             )
         if key is query:
-            q, k, v = self._project_together(query, self._together(self.q_proj, self.k_proj, self.v_proj), 3).unbind()
+            q, k, v = self._project_together(query, self._together(self.q_proj, self.k_proj, self.v_proj), 3)
         else:
-            q = self._project_together(query, self._together(self.q_proj), 1)[0]
-            k, v = self._project_together(key, self._together(self.k_proj, self.v_proj), 2).unbind()
+            (q,) = self._project_together(query, self._together(self.q_proj), 1)
+            k, v = self._project_together(key, self._together(self.k_proj, self.v_proj), 2)
         return q, k, v
 
     def _step_constants(self, static_kv: bool) -> dict[str, Tensor]:
@@ -238,7 +261,7 @@ class MultiheadAttention(IncrementalModule):
         source = self.read_source(incremental_state)
         if not source:
             assert key is not None and key is value
-            keys_values = self._project_together(key, self._together(self.k_proj, self.v_proj), 2).contiguous()
+            keys_values = torch.stack(self._project_together(key, self._together(self.k_proj, self.v_proj), 2))
             source = {"keys_values": keys_values, "padding": None, "bias": None}
             if key_padding_mask is not None:
                 padding = key_padding_mask.bool()[:, None, None, :]

@@ -17,7 +17,7 @@ BRANCH_KINDS = ("attention", "lightweight", "dynamic")
 class BranchConfig:
     """One branch of a Long-Short Range Attention layer.
 
-    ``kernel_size`` is K of the layer at hand (unused by attention, as is ``backend``); the rest as in `ShortRangeConv`.
+    ``kernel_size`` is K of the layer at hand (unused by attention); the rest as in `ShortRangeConv`.
     """
 
     kind: str
@@ -37,7 +37,9 @@ class BranchConfig:
 def build_branch(config: BranchConfig) -> nn.Module:
     """The module of a branch. Raises ConfigError for an unknown kind or sizes that do not fit."""
     if config.kind == "attention":
-        return MultiheadAttention(config.embed_dim, config.num_heads, dropout=config.attention_dropout)
+        return MultiheadAttention(
+            config.embed_dim, config.num_heads, dropout=config.attention_dropout, backend=config.backend
+        )
     if config.kind not in BRANCH_KINDS:
         raise ConfigError(f"unknown branch kind '{config.kind}'; known kinds: {', '.join(BRANCH_KINDS)}")
     conv = LightweightConv if config.kind == "lightweight" else DynamicConv

@@ -72,8 +72,11 @@ class ShortRangeConv(IncrementalModule):
         self.gate = gate
         self.mask_after_gate = mask_after_gate
         self.backend = backend
-        self.linear1: nn.Linear | None = xavier_linear(embed_dim, embed_dim * (2 if gate else 1)) if linear else None
-        self.linear2: nn.Linear | None = xavier_linear(embed_dim, embed_dim) if linear else None
+        self.linear1: nn.Linear | None = None
+        self.linear2: nn.Linear | None = None
+        if linear:
+            self.linear1 = xavier_linear(embed_dim, embed_dim * (2 if gate else 1), backend=backend)
+            self.linear2 = xavier_linear(embed_dim, embed_dim, backend=backend)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The unnormalised kernels for the gated input x: (T, B, C); the last dimension of the result is K."""
