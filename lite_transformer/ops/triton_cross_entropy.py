@@ -20,9 +20,10 @@ from torch import Tensor
 
 from lite_transformer.ops.triton_kernels import _exp
 
-# Logits that a program holds at once, and so many of them a warp.
-_BLOCK = 4096
+# Logits that a program holds at once, and so many of them a warp; forward, so many times that are on their way.
+_FORWARD_BLOCK, _BACKWARD_BLOCK = 2048, 4096
 _BLOCK_OF_A_WARP = 512
+_FORWARD_STAGES = 3
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def _exponential(x, EXACT: tl.constexpr):
 def _forward_kernel(
     logits, target, statistics, losses, N, steps, ignored, spread,
     V: tl.constexpr, HAS_IGNORED: tl.constexpr, SMOOTH: tl.constexpr, EXACT: tl.constexpr,
-    ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One row: its losses, and the maximum and inverse sum of exponentials that its softmax needs again."""
     row = tl.program_id(0).to(tl.int64)
@@ -48,7 +49,7 @@ def _forward_kernel(
     top = tl.full((), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     above = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, tl.where(counts, V, 0), BLOCK):
+    for start in tl.range(0, tl.where(counts, V, 0), BLOCK, num_stages=STAGES):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(logits + column, mask=column < V, other=-float("inf")).to(tl.float32)
         new = tl.maximum(top, tl.max(x, 0))
@@ -106,23 +107,29 @@ def _backward_kernel(
         tl.store(grad, tl.zeros((BLOCK,), grad.dtype.element_ty), mask=column < V)
 
 
-def _constants(logits: Tensor, ignore_index: int | None) -> dict[str, int | bool]:
+def _alignment(logits: Tensor) -> int:
+    """A power of two, up to 16, that divides the distance of rows: knowing it, the compiler loads several at once."""
+    return math.gcd(16, logits.stride(0))
+
+
+def _constants(logits: Tensor, ignore_index: int | None, largest_block: int) -> dict[str, int | bool]:
     vocabulary = logits.size(1)
-    block = min(_BLOCK, max(32, 1 << (vocabulary - 1).bit_length()))
+    block = min(largest_block, max(32, 1 << (vocabulary - 1).bit_length()))
     return {
         "V": vocabulary,
         "HAS_IGNORED": ignore_index is not None,
         # of fp32 logits, exponentials to an ulp; what halves hold is coarser than the fast ones
         "EXACT": logits.dtype == torch.float32,
-        # rows are so many steps of so many logits apart: what the compiler must know to load several at once
-        "ALIGN": math.gcd(16, logits.stride(0)),
+        "ALIGN": _alignment(logits),
         "BLOCK": block,
         "num_warps": max(1, block // _BLOCK_OF_A_WARP),
     }
 
 
-def _spread(logits: Tensor, epsilon: float) -> float:
-    return epsilon / (logits.size(1) - 1) if epsilon else 0.0
+def _numbers(logits: Tensor, epsilon: float, ignore_index: int | None) -> tuple[int, int, float]:
+    """How many steps rows are apart, the target that does not count, and what of epsilon each other type gets."""
+    steps = logits.stride(0) // _alignment(logits)
+    return steps, ignore_index or 0, epsilon / (logits.size(1) - 1) if epsilon else 0.0
 
 
 def forward(logits: Tensor, target: Tensor, epsilon: float, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,11 +140,10 @@ def forward(logits: Tensor, target: Tensor, epsilon: float, ignore_index: int | 
     """
     rows = logits.size(0)
     statistics = torch.empty((rows, 2), dtype=torch.float32, device=logits.device)
-    constants = _constants(logits, ignore_index)
     losses = torch.empty((2 if epsilon else 1, rows), dtype=torch.float32, device=logits.device)
     _forward_kernel[(rows,)](
-        logits, target, statistics, losses, rows, logits.stride(0) // constants["ALIGN"], ignore_index or 0, _spread(logits, epsilon),
-        SMOOTH=epsilon != 0, **constants,
+        logits, target, statistics, losses, rows, *_numbers(logits, epsilon, ignore_index),
+        SMOOTH=epsilon != 0, STAGES=_FORWARD_STAGES, **_constants(logits, ignore_index, _FORWARD_BLOCK),
     )  # fmt: skip
     nll = losses[0].sum()
     return losses[1].sum() if epsilon else nll.clone(), nll, statistics
@@ -158,9 +164,9 @@ def backward(
         grad_loss, grad_nll: gradients of the two sums, scalars on the device; None counts as zero.
     """
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    constants = _constants(logits, ignore_index)
+    constants = _constants(logits, ignore_index, _BACKWARD_BLOCK)
     _backward_kernel[(logits.size(0) * triton.cdiv(logits.size(1), int(constants["BLOCK"])),)](
-        grad_loss, grad_nll, logits, target, statistics, grad, logits.stride(0) // constants["ALIGN"], ignore_index or 0,
-        _spread(logits, epsilon), HAS_LOSS=grad_loss is not None, HAS_NLL=grad_nll is not None, **constants,
+        grad_loss, grad_nll, logits, target, statistics, grad, *_numbers(logits, epsilon, ignore_index),
+        HAS_LOSS=grad_loss is not None, HAS_NLL=grad_nll is not None, **constants,
     )  # fmt: skip
     return grad
