@@ -10,7 +10,6 @@ from typing import Any
 
 from fairseq.models import FairseqLanguageModel
 from fairseq.models.transformer import Embedding, TransformerConfig
-from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor, nn
 
 from lite_transformer.errors import ConfigError
@@ -26,8 +25,10 @@ from lite_transformer.models.lite_transformer import (
     wrap_layer,
 )
 from lite_transformer.models.lm_config import LiteTransformerLMConfig, TransformerLMConfig
+from lite_transformer.models.sublayers import FusedDecoderLayer
 from lite_transformer.modules.attention import CAUSAL, MultiheadAttention
 from lite_transformer.modules.incremental import IncrementalState
+from lite_transformer.modules.linear import Linear
 
 
 class LanguageModelDecoder(FullPassDecoder):
@@ -70,8 +71,13 @@ class _SelfAttention(MultiheadAttention):
         return {}  # asked for by the layer, which makes nothing of it here
 
 
-class TransformerLMDecoderLayer(TransformerDecoderLayerBase):
+class TransformerLMDecoderLayer(FusedDecoderLayer):
     """fairseq's decoder layer over the attention of this project."""
+
+    def build_fc1(self, input_dim: int, output_dim: int, *_quant_noise: Any) -> nn.Module:
+        return Linear(input_dim, output_dim)
+
+    build_fc2 = build_fc1
 
     def build_self_attention(
         self, embed_dim: int, cfg: TransformerConfig, add_bias_kv: bool = False, add_zero_attn: bool = False

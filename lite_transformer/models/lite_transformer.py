@@ -16,7 +16,6 @@ from fairseq.distributed import fsdp_wrap
 from fairseq.models import MODEL_DATACLASS_REGISTRY, BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
 from lite_transformer.errors import ConfigError
@@ -24,6 +23,7 @@ from lite_transformer.models.architectures import ARCHITECTURES, Architecture, f
 from lite_transformer.models.config import BranchOptions, FlatConfig, LiteTransformerConfig, TransformerBaselineConfig
 from lite_transformer.models.cuda_graphs import TrainingGraphs
 from lite_transformer.models.full_pass import FullPassDecoder, FullPassEncoder
+from lite_transformer.models.sublayers import FusedDecoderLayer, FusedEncoderLayer
 from lite_transformer.modules.attention import CAUSAL, MultiheadAttention
 from lite_transformer.modules.incremental import IncrementalModule, IncrementalState
 from lite_transformer.modules.linear import xavier_linear
@@ -36,29 +36,32 @@ class _FlatFeedForward:
     lsra: BranchOptions
 
     def build_fc1(self, input_dim: int, output_dim: int, *_quant_noise: Any) -> nn.Module:
-        return xavier_linear(input_dim, output_dim, widened=str(self.lsra.ffn_init) == "widened")
+        widened = str(self.lsra.ffn_init) == "widened"
+        return xavier_linear(input_dim, output_dim, widened=widened, backend=str(self.lsra.conv_backend))
 
     build_fc2 = build_fc1
 
 
-class LiteTransformerEncoderLayer(_FlatFeedForward, TransformerEncoderLayerBase):
+class LiteTransformerEncoderLayer(_FlatFeedForward, FusedEncoderLayer):
     """fairseq's encoder layer with LSRA for self-attention."""
 
     def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, layer_number: int):
         self.lsra = lsra
         self.layer_number = layer_number
+        self.backend = str(lsra.conv_backend)
         super().__init__(cfg)
 
     def build_self_attention(self, embed_dim: int, cfg: TransformerConfig) -> nn.Module:
         return LongShortRangeAttention(self.lsra.branches("encoder", self.layer_number))
 
 
-class LiteTransformerDecoderLayer(_FlatFeedForward, TransformerDecoderLayerBase):
+class LiteTransformerDecoderLayer(_FlatFeedForward, FusedDecoderLayer):
     """fairseq's decoder layer with LSRA for self-attention; attention to the encoder sees all channels."""
 
     def __init__(self, cfg: TransformerConfig, lsra: BranchOptions, layer_number: int, no_encoder_attn: bool = False):
         self.lsra = lsra
         self.layer_number = layer_number
+        self.backend = str(lsra.conv_backend)
         super().__init__(cfg, no_encoder_attn)
 
     def build_self_attention(
@@ -72,6 +75,7 @@ class LiteTransformerDecoderLayer(_FlatFeedForward, TransformerDecoderLayerBase)
             self.lsra.cross_attention_heads,
             key_dim=self.lsra.encoder_embed_dim,
             dropout=self.lsra.attention_dropout,
+            backend=self.backend,
         )
 
 
