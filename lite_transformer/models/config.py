@@ -19,7 +19,7 @@ from lite_transformer.modules.branches import BRANCH_KINDS, BranchConfig
 SIDES = ("encoder", "decoder")
 
 # Options that say how fast a model is computed and trained, not what it computes.
-SPEED_OPTIONS = ("cuda_graphs", "conv_backend", "wait_for_gpu")
+SPEED_OPTIONS = ("cuda_graphs", "conv_backend", "loss_backend", "wait_for_gpu")
 
 _FIRST_KERNELS = (3, 7, 15)
 _LAST_KERNEL = 31

@@ -42,13 +42,18 @@ def label_smoothed_cross_entropy(
         the V - 1 other types.
     """
     _check(logits, target, epsilon)
-    if choose(logits, backend, lambda: dtype_obstacle(logits=logits), "loss", "--loss-backend reference") == "triton":
+    if chosen_backend(logits, backend) == "triton":
         rows = logits.reshape(-1, logits.size(-1))
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         loss, nll, _ = cross_entropy(rows, target.reshape(-1).contiguous(), float(epsilon), ignore_index)
         return loss, nll
     return _reference(logits, target, epsilon, ignore_index)
+
+
+def chosen_backend(logits: Tensor, backend: str) -> str:
+    """'triton' or 'reference': what computes the loss of these logits. Raises: UnsupportedInputError."""
+    return choose(logits, backend, lambda: dtype_obstacle(logits=logits), "loss", "loss_backend=reference")
 
 
 def _reference(logits: Tensor, target: Tensor, epsilon: float, ignore_index: int | None) -> tuple[Tensor, Tensor]:

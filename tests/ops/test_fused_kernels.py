@@ -218,7 +218,7 @@ def test_compiled_and_exported_models_keep_the_operator():
 )
 def test_the_choice_is_logged_once(monkeypatch, caplog, version, text):
     monkeypatch.setattr(backends, "_TRITON", version)
-    backends.log_choice.cache_clear()
+    backends._log_choice.cache_clear()
     x, weight = torch.ones(3, 1, 4), torch.ones(2, 3)
     with caplog.at_level(logging.INFO, "lite_transformer.ops.backends"):
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
@@ -226,7 +226,7 @@ def test_the_choice_is_logged_once(monkeypatch, caplog, version, text):
             ops.lightweight_conv(x, weight, 1)
     assert len(caplog.records) == 1
     assert f"plain torch instead of fused kernels: {text}" in caplog.text
-    backends.log_choice.cache_clear()
+    backends._log_choice.cache_clear()
 
 
 @pytest.mark.parametrize(
