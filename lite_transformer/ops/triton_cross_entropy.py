@@ -100,7 +100,7 @@ def _backward_kernel(
             of_target += upstream
         top = tl.load(statistics + 2 * row)
         scale = tl.load(statistics + 2 * row + 1)
-        x = tl.load(logits + row * steps * ALIGN + column, mask=column < V, other=0.0).to(tl.float32)
+        x = tl.load(logits + row * steps * ALIGN + column, mask=column < V, other=-float("inf")).to(tl.float32)
         value = of_all * (_exponential(x - top, EXACT) * scale) - of_each - tl.where(column == place, of_target, 0.0)
         tl.store(grad, value.to(grad.dtype.element_ty), mask=column < V)
     else:
