@@ -8,7 +8,7 @@ from lite_transformer.ops.bias import linear, uses_row_kernels
 from lite_transformer.ops.convolution import dynamic_conv, lightweight_conv
 from lite_transformer.ops.cross_entropy import label_smoothed_cross_entropy
 from lite_transformer.ops.reference import dynamic_conv_step, lightweight_conv_step
-from lite_transformer.ops.residual_norm import draw_seeds, dropout_add, residual_norm
+from lite_transformer.ops.residual import draw_seeds, dropout_add, residual_norm
 
 __all__ = [
     "BACKENDS",

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: str = "au
     Returns: (..., C').
     Raises: UnsupportedInputError naming a value that the chosen backend does not take, and what it takes.
     """
-    if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
+    if bias is None or x.dim() < 2 or not (bias.requires_grad and torch.is_grad_enabled()):
         return F.linear(x, weight, bias)
     if not uses_row_kernels(backend, x=x, weight=weight, bias=bias):
         return F.linear(x, weight, bias)
