@@ -10,7 +10,11 @@ namespace lt {
 
 namespace {
 
-constexpr size_t kWorthSharing = 60000;  // multiply-adds, or as much time: some microseconds
+// Costs are in int8 multiply-adds, or as much time as one takes: measured with AVX2.
+constexpr size_t kWorthSharing = 60000;  // about a microsecond
+constexpr size_t kProduct = 12;          // of floats
+constexpr size_t kCoded = 80;            // a float that becomes a code
+constexpr size_t kNormed = 50;           // a float that is normalised
 constexpr int kRowTile = 128;            // rows whose codes stay in the cache while weights pass
 constexpr int kChunk = 4096;             // words of which one piece finds the likeliest
 constexpr int kMostSorted = 64;          // candidates that are found by insertion
@@ -179,11 +183,11 @@ class StepMemory : public Memory {
 Runner::Runner(std::unique_ptr<Model> model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), pool_(threads) {}
 
-// work(row, floats, pointers) for every row; cost: of a row, in multiply-adds. Each piece has memory of its own.
+// work(row, floats, pointers) for every row; cost: of a row. Each piece has memory of its own.
 template <typename Work>
 void Runner::each_row(int rows, size_t cost, size_t floats, size_t pointers, const Work& work) {
     int pieces = 1;
-    if (pool_.threads() > 1 && size_t(rows) * cost >= 2 * kWorthSharing) pieces = std::min(rows, 4 * pool_.threads());
+    if (pool_.sharing() > 1 && size_t(rows) * cost >= 2 * kWorthSharing) pieces = std::min(rows, 4 * pool_.sharing());
     floats = (floats + 15) / 16 * 16;
     pointers = (pointers + 7) / 8 * 8;
     grow(floats_, pieces * floats);
@@ -195,32 +199,45 @@ void Runner::each_row(int rows, size_t cost, size_t floats, size_t pointers, con
     });
 }
 
-void Runner::code(Input& input, int width, int rows) {
-    if (input.is_coded) return;
-    const size_t stride = size_t(fours(width)) * 4;
+// Room for the codes of a layer's input, which then have to be made of every row; false if it needs none.
+bool Runner::begin_codes(const Job& job, int rows) {
+    Input& input = *job.x;
+    if (!job.w->is_int8 || input.is_coded) return false;
+    const size_t stride = size_t(fours(job.w->in)) * 4;
     if (input.codes.size() < stride * rows) input.codes.resize(stride * rows);
     if (input.scale.size() < size_t(rows)) {
         input.scale.resize(rows);
         input.zero.resize(rows);
     }
-    each_row(rows, size_t(width) * 2, 0, 0, [&](int row, float*, const float**) {
-        kernels_.encode_row(input.x + row * input.stride, width, input.codes.data() + row * stride, &input.scale[row],
-                            &input.zero[row]);
-    });
-    input.is_coded = true;
+    input.width = job.w->in;
+    return input.is_coded = true;
+}
+
+void Runner::code_row(Input& input, int row) {
+    const size_t stride = size_t(fours(input.width)) * 4;
+    kernels_.encode_row(input.x + row * input.stride, input.width, input.codes.data() + row * stride, &input.scale[row],
+                        &input.zero[row]);
 }
 
 // All at once: pieces are blocks of outputs of any of them.
 void Runner::linears(const std::vector<Job>& jobs, int rows) {
-    size_t cost = 0, all_blocks = 0;
+    std::vector<Input*> uncoded;
+    size_t cost = 0, all_blocks = 0, coding = 0;
     for (const Job& job : jobs) {
-        if (job.w->is_int8) code(*job.x, job.w->in, rows);
+        if (begin_codes(job, rows)) {
+            uncoded.push_back(job.x);
+            coding += kCoded * job.w->in;
+        }
         cost += size_t(rows) * job.w->in * job.w->out;
         all_blocks += blocks(job.w->out);
     }
-    const bool is_shared = pool_.threads() > 1 && cost >= kWorthSharing;
+    if (!uncoded.empty())
+        each_row(rows, coding, 0, 0, [&](int row, float*, const float**) {
+            for (Input* input : uncoded) code_row(*input, row);
+        });
+    const bool is_shared = pool_.sharing() > 1 && cost >= kWorthSharing;
     const int tiles = (rows + kRowTile - 1) / kRowTile;
-    const size_t wanted = is_shared ? std::max(size_t(4 * pool_.threads()), cost / (4 * kWorthSharing)) : 1;
+    const size_t wanted = is_shared ? std::max(size_t(4 * pool_.sharing()), cost / (4 * kWorthSharing)) : 1;
     const int group = int((all_blocks + wanted - 1) / wanted);
     struct Piece {
         const Job* job;
@@ -249,7 +266,7 @@ void Runner::linears(const std::vector<Job>& jobs, int rows) {
 }
 
 void Runner::normalise(const Norm& norm, float* x, const float* residual, int dim, int rows) {
-    each_row(rows, size_t(dim) * 4, 0, 0, [&](int row, float*, const float**) {
+    each_row(rows, kNormed * dim, 0, 0, [&](int row, float*, const float**) {
         kernels_.norm(x + size_t(row) * dim, residual == nullptr ? nullptr : residual + size_t(row) * dim,
                       norm.weight.data(), norm.bias.data(), dim, norm.epsilon);
     });
@@ -294,8 +311,22 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
         jobs.push_back({&w, input(i, x + branch.first, dim), projected_[i].data(), size_t(w.out), false});
     }
     linears(jobs, rows);
-    // 2. what is remembered of it
-    each_row(rows, size_t(dim) * 8, 0, 0, [&](int row, float*, const float**) {
+    // 2. what is remembered of it, of which dynamic convolutions make their kernels
+    jobs.clear();
+    std::vector<char> is_coded(count, 0);
+    size_t remembering = kProduct * dim;
+    for (size_t i = 0; i < count; ++i) {
+        const Branch& branch = layer.branches[i];
+        if (branch.is_attention || !branch.convolution.is_dynamic) continue;
+        const Linear& w = branch.convolution.generator;
+        const float* first = memory.own_input(0, branch);
+        const size_t stride = rows > 1 ? size_t(memory.own_input(1, branch) - first) : 0;
+        grow(generated_[i], size_t(rows) * w.out);
+        jobs.push_back({&w, input(count + i, first, stride), generated_[i].data(), size_t(w.out), false});
+        is_coded[i] = begin_codes(jobs.back(), rows);
+        if (is_coded[i]) remembering += kCoded * w.in;
+    }
+    each_row(rows, remembering, 0, 0, [&](int row, float*, const float**) {
         for (size_t i = 0; i < count; ++i) {
             const Branch& branch = layer.branches[i];
             if (branch.is_attention) {
@@ -315,34 +346,34 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
             } else {
                 std::memcpy(own, projected_[i].data() + size_t(row) * branch.width, sizeof(float) * branch.width);
             }
+            if (is_coded[i]) code_row(inputs_[count + i], row);
         }
     });
-    // 3. kernels of dynamic convolutions
-    jobs.clear();
-    for (size_t i = 0; i < count; ++i) {
-        const Branch& branch = layer.branches[i];
-        if (branch.is_attention || !branch.convolution.is_dynamic) continue;
-        const Linear& w = branch.convolution.generator;
-        const float* first = memory.own_input(0, branch);
-        const size_t stride = rows > 1 ? size_t(memory.own_input(1, branch) - first) : 0;
-        grow(generated_[i], size_t(rows) * w.out);
-        jobs.push_back({&w, input(count + i, first, stride), generated_[i].data(), size_t(w.out), false});
-    }
+    // 3. the kernels
     if (!jobs.empty()) linears(jobs, rows);
-    // 4. attention and convolution
+    // 4. attention and convolution, for the last projections
+    jobs.clear();
+    is_coded.assign(count, 0);
     size_t cost = 0, floats = 0, pointers = size_t(memory.most_keys());
     for (size_t i = 0; i < count; ++i) {
         const Branch& branch = layer.branches[i];
         const Attention& attention = branch.attention;
         grow(mixed_[i], size_t(rows) * (branch.is_attention ? attention.inner() : branch.width));
         if (branch.is_attention) {
-            cost += size_t(2 * memory.most_keys()) * attention.padded();
+            cost += kProduct * size_t(2 * memory.most_keys()) * attention.padded();
             floats = std::max(floats, size_t(2 * attention.padded() + rounded8(memory.most_keys())));
         } else {
             const size_t size = size_t(branch.convolution.size);
-            cost += size * branch.width;
+            cost += kProduct * size * branch.width;
             floats = std::max(floats, size * branch.convolution.heads + 8);
             pointers = std::max(pointers, size);
+        }
+        if (branch.is_attention || branch.convolution.has_linear) {
+            const Linear& w = branch.is_attention ? attention.output : branch.convolution.linear2;
+            jobs.push_back(
+                {&w, input(2 * count + i, mixed_[i].data(), size_t(w.in)), out + branch.first, size_t(dim), false});
+            is_coded[i] = begin_codes(jobs.back(), rows);
+            if (is_coded[i]) cost += kCoded * w.in;
         }
     }
     each_row(rows, cost, floats, pointers, [&](int row, float* own, const float** found) {
@@ -357,6 +388,7 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
                 kernels_.attend(query, found, attention.padded(), keys, attention.heads, attention.padded_dim, weights,
                                 result);
                 unpad_heads(attention, result, mixed_[i].data() + size_t(row) * attention.inner());
+                if (is_coded[i]) code_row(inputs_[2 * count + i], row);
                 continue;
             }
             const Convolution& conv = branch.convolution;
@@ -374,24 +406,16 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
                 }
             }
             memory.window(row, branch, found);
-            kernels_.convolve(found, kernels, conv.heads, conv.size, branch.width / conv.heads,
-                              mixed_[i].data() + size_t(row) * branch.width);
+            float* mixed = mixed_[i].data() + size_t(row) * branch.width;
+            kernels_.convolve(found, kernels, conv.heads, conv.size, branch.width / conv.heads, mixed);
+            if (!conv.has_linear) {
+                std::memcpy(out + size_t(row) * dim + branch.first, mixed, sizeof(float) * branch.width);
+            } else if (is_coded[i]) {
+                code_row(inputs_[2 * count + i], row);
+            }
         }
     });
     // 5. the last projections
-    jobs.clear();
-    for (size_t i = 0; i < count; ++i) {
-        const Branch& branch = layer.branches[i];
-        if (branch.is_attention || branch.convolution.has_linear) {
-            const Linear& w = branch.is_attention ? branch.attention.output : branch.convolution.linear2;
-            jobs.push_back(
-                {&w, input(2 * count + i, mixed_[i].data(), size_t(w.in)), out + branch.first, size_t(dim), false});
-            continue;
-        }
-        for (int row = 0; row < rows; ++row)
-            std::memcpy(out + size_t(row) * dim + branch.first, mixed_[i].data() + size_t(row) * branch.width,
-                        sizeof(float) * branch.width);
-    }
     linears(jobs, rows);
 }
 
@@ -403,8 +427,13 @@ void Runner::cross_attention(const Layer& layer, const float* x, int dim, int ro
     grow(hidden_, size_t(rows) * cross.inner() * 2);
     float *queries = hidden_.data(), *mixed = queries + size_t(rows) * cross.inner();
     linears({{&cross.input, &query, queries, size_t(cross.inner()), false}}, rows);
+    Input last;
+    last.x = mixed;
+    last.stride = size_t(cross.inner());
+    const Job job{&cross.output, &last, out, size_t(dim), false};
+    const bool is_coded = begin_codes(job, rows);
     const int most = memory.most_cross();
-    each_row(rows, size_t(2 * most) * cross.padded(), size_t(2 * cross.padded() + rounded8(most)), size_t(most),
+    each_row(rows, kProduct * 2 * most * cross.padded() + kCoded * cross.inner(), size_t(2 * cross.padded() + rounded8(most)), size_t(most),
              [&](int row, float* own, const float** found) {
                  float *padded = own, *result = own + cross.padded(), *weights = result + cross.padded();
                  std::memset(padded, 0, sizeof(float) * cross.padded());
@@ -412,11 +441,9 @@ void Runner::cross_attention(const Layer& layer, const float* x, int dim, int ro
                  const int keys = memory.cross(row, cross, found);
                  kernels_.attend(padded, found, cross.padded(), keys, cross.heads, cross.padded_dim, weights, result);
                  unpad_heads(cross, result, mixed + size_t(row) * cross.inner());
+                 if (is_coded) code_row(last, row);
              });
-    Input last;
-    last.x = mixed;
-    last.stride = size_t(cross.inner());
-    linears({{&cross.output, &last, out, size_t(dim), false}}, rows);
+    linears({job}, rows);
 }
 
 void Runner::feed_forward(const Layer& layer, const float* x, int dim, int rows, float* out) {
@@ -448,7 +475,7 @@ void Runner::layer(const Layer& layer, const Side& side, int rows, Memory& memor
 
 std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int length, float* states) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Pool::Watch watch(pool_, 0);
+    const Pool::Watch watch(pool_, Pool::kEncode, batch * length);
     const Side& side = model_->encoder;
     auto state = std::make_unique<State>();
     state->model = model_.get();
@@ -522,7 +549,7 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
 void Runner::step(State& state, const int64_t* tokens, const int64_t* order, const int64_t* sentences, int batch,
                   int beams, int count, float* scores, int64_t* found, float* end_scores) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Pool::Watch watch(pool_, int(std::min<int64_t>(int64_t(batch) * beams, 1 << 20)));
+    const Pool::Watch watch(pool_, Pool::kStep, batch * beams);
     const Side& side = model_->decoder;
     const Linear& projection = state.projection ? *state.projection : model_->output;
     if (state.model != model_.get()) throw Problem("the state is another engine's");

@@ -30,10 +30,11 @@ struct State {
     std::shared_ptr<const std::vector<int64_t>> words;
 };
 
-// A linear layer's input: rows, coded when an int8 layer first asks for it.
+// A linear layer's input: rows, coded for int8 layers by those that make them, or when a layer first asks for it.
 struct Input {
     const float* x;
     size_t stride;
+    int width = 0;
     bool is_coded = false;
     std::vector<uint8_t> codes;
     std::vector<float> scale;
@@ -73,7 +74,8 @@ class Runner {
     template <typename Work>
     void each_row(int rows, size_t cost, size_t floats, size_t pointers, const Work& work);
     void linears(const std::vector<Job>& jobs, int rows);
-    void code(Input& input, int width, int rows);
+    bool begin_codes(const Job& job, int rows);
+    void code_row(Input& input, int row);
     void layer(const Layer& layer, const Side& side, int rows, Memory& memory);
     void self_attention(const Layer& layer, const float* x, int dim, int rows, Memory& memory, float* out);
     void cross_attention(const Layer& layer, const float* x, int dim, int rows, Memory& memory, float* out);

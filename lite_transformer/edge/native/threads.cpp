@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <ctime>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -13,23 +12,15 @@ namespace lt {
 
 namespace {
 
-using std::chrono::microseconds;
-using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
 
-constexpr int kWaits = 4000;  // pauses before a thread sleeps: about a fifth of a millisecond
-
-// A wait for others that tells that one of them was put aside; no piece takes so long.
-constexpr microseconds kLongWait{200};
-// The part of a step that must be lost for the caller to work alone; for how long, the first time and at most.
-constexpr double kMuch = 0.1;
-constexpr milliseconds kLeastPenalty{20}, kMostPenalty{500};
-
-// Seconds that this thread has had a processor.
-double processor_time() {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
-}
+// A thread sleeps after so long without work: longer than a caller's own work between two steps, for waking takes the
+// system about a tenth of that.
+constexpr std::chrono::microseconds kAwake{500};
+constexpr int kPauses = 64;    // between two looks at the clock
+constexpr int kWaits = 4000;   // pauses before the caller leaves its processor to a thread that has a piece of its
+constexpr double kClear = 0.03;  // a gain or loss that changes a decision
+constexpr double kSlow = 1.25;   // times as long as alone: to be looked at soon
 
 void pause() {
 #if defined(__x86_64__)
@@ -52,6 +43,35 @@ bool is_empty(uint64_t ticket) { return (ticket & 0xffff) >= (ticket >> 16 & 0xf
 
 }  // namespace
 
+void Balance::took(double seconds) {
+    if (trial_ == 0) {
+        usual_ = seconds;
+        if (!shares_) alone_ = seconds;
+        slow_ = shares_ && alone_ > 0 && seconds > kSlow * alone_ ? slow_ + 1 : 0;
+        if (--left_ <= 0 || slow_ == 2) trial_ = kTrial;
+        return;
+    }
+    if (--trial_ > 0) return;
+    if (shares_) alone_ = seconds;
+    compare(shares_ ? seconds / usual_ : usual_ / seconds);
+}
+
+void Balance::compare(double gain) {
+    gains_[compared_++ % kGains] = gain;
+    const int count = std::min(compared_, kGains);
+    double sorted[kGains];
+    for (int i = 0; i < count; ++i) {
+        int place = i;
+        for (; place > 0 && sorted[place - 1] > gains_[i]; --place) sorted[place] = sorted[place - 1];
+        sorted[place] = gains_[i];
+    }
+    const double median = sorted[count / 2];
+    pause_ = (gain > 1) == shares_ ? std::min(2 * pause_, kMostPause) : kLeastPause;
+    if (2 * count > kGains && (shares_ ? median < 1 - kClear : median > 1 + kClear)) shares_ = !shares_;
+    left_ = pause_;
+    slow_ = 0;
+}
+
 Pool::Pool(int threads) : process_(int(getpid())) {
     const int most = processors();  // more would only wait for each other
     for (; workers_ + 1 < threads && workers_ + 1 < most; ++workers_)
@@ -72,11 +92,6 @@ Pool::~Pool() {
 }
 
 void Pool::share(int pieces, Call call, const void* context) {
-    const Clock::time_point start = Clock::now();
-    if (is_alone_ || start < alone_until_) {
-        for (int piece = 0; piece < pieces; ++piece) call(context, piece);
-        return;
-    }
     call_.store(call, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -88,8 +103,6 @@ void Pool::share(int pieces, Call call, const void* context) {
     }
     while (take_one()) {
     }
-    if (done_.load(std::memory_order_acquire) == pieces) return;
-    const Clock::time_point own_end = Clock::now();
     for (int i = 0; done_.load(std::memory_order_acquire) < pieces; ++i) {
         if (i < kWaits) {
             pause();
@@ -97,47 +110,20 @@ void Pool::share(int pieces, Call call, const void* context) {
             std::this_thread::yield();
         }
     }
-    const Clock::duration wait = Clock::now() - own_end;
-    if (wait > kLongWait && wait > 2 * (own_end - start)) waited_ += wait;
 }
 
-Pool::Watch::Watch(Pool& pool, int rows)
-    : pool_(pool), start_(Clock::now()), processor_(0), is_step_(rows > 0), was_alone_(pool.is_alone_) {
-    if (pool.workers_ == 0) return;
-    pool.waited_ = {};
-    if (!is_step_) {
-        pool.is_alone_ = false;
-    } else if (rows != pool.rows_ || pool.turn_ == kTurns) {
-        pool.rows_ = rows;
-        pool.turn_ = 0;
-        pool.is_alone_ = false;
-        pool.least_alone_ = pool.least_shared_ = Clock::duration::max();
-    }
-    if (is_step_ && pool.tries()) pool.is_alone_ = pool.turn_ % 2 == 0;
-    processor_ = processor_time();
+Pool::Watch::Watch(Pool& pool, Kind kind, int rows)
+    : pool_(pool),
+      balance_(pool.balances_[kind][std::min(kSizes - 1, 31 - __builtin_clz(unsigned(rows)))]),
+      rows_(rows),
+      start_(Clock::now()) {
+    pool.is_alone_ = pool.workers_ == 0 || !balance_.shares();
 }
 
 Pool::Watch::~Watch() {
-    if (pool_.workers_ == 0) return;
-    const Clock::time_point now = Clock::now();
-    const std::chrono::duration<double> whole = now - start_, waited = pool_.waited_;
-    const double lost = whole.count() - (processor_time() - processor_) + waited.count();
-    if (lost > kMuch * whole.count()) {
-        pool_.penalty_ = std::clamp<Clock::duration>(2 * pool_.penalty_, kLeastPenalty, kMostPenalty);
-        pool_.alone_until_ = now + pool_.penalty_;
-    } else if (now > pool_.alone_until_ + pool_.penalty_) {
-        pool_.penalty_ = {};  // shared for as long without a loss
-    }
-    if (!is_step_) {
-        pool_.is_alone_ = was_alone_;
-        return;
-    }
-    if (pool_.tries()) {
-        Clock::duration& least = pool_.is_alone_ ? pool_.least_alone_ : pool_.least_shared_;
-        least = std::min(least, now - start_);
-        if (pool_.turn_ + 1 == 2 * kTries) pool_.is_alone_ = pool_.least_alone_ <= pool_.least_shared_;
-    }
-    ++pool_.turn_;
+    const std::chrono::duration<double> time = Clock::now() - start_;
+    balance_.took(std::max(time.count(), 1e-9) / rows_);
+    pool_.is_alone_ = true;
 }
 
 bool Pool::take_one() {
@@ -155,18 +141,21 @@ bool Pool::take_one() {
 }
 
 void Pool::live() {
+    Clock::time_point last = Clock::now();
     int waits = 0;
     while (!ends_.load(std::memory_order_relaxed)) {
         if (take_one()) {
-            waits = 0;
-        } else if (++waits < kWaits) {
+            waits = -1;
+        } else if (++waits % kPauses != 0) {
             pause();
-        } else {
+        } else if (waits == 0) {
+            last = Clock::now();
+        } else if (Clock::now() - last > kAwake) {
             std::unique_lock<std::mutex> lock(shared_->mutex);
             asleep_.fetch_add(1);
             shared_->wake.wait(lock, [this] { return ends_.load() || !is_empty(ticket_.load()); });
             asleep_.fetch_sub(1);
-            waits = 0;
+            waits = -1;
         }
     }
 }

@@ -12,9 +12,34 @@
 
 namespace lt {
 
+// Whether calls of one kind gain by being shared, learned from how long they take. At first they are shared. Now and then
+// two calls go the other way; the second is held against the one before them, for the first has the others to wake. The
+// median of the last comparisons decides, and it must be clear to change a decision, for the clock tells much besides.
+class Balance {
+  public:
+    // How the next call is to be done.
+    bool shares() const { return shares_ != (trial_ > 0); }
+
+    // It was done so, in this time.
+    void took(double seconds);
+
+  private:
+    static constexpr int kGains = 5, kTrial = 2, kLeastPause = 4, kMostPause = 128;
+
+    void compare(double gain);
+
+    bool shares_ = true;
+    int trial_ = 0;           // calls left that go the other way
+    int pause_ = kLeastPause; // calls between two trials
+    int left_ = kLeastPause;  // of them
+    int slow_ = 0;            // calls one behind the other that alone would have been faster
+    double usual_ = 0, alone_ = 0;
+    double gains_[kGains] = {};  // times of a call alone over the time of a shared one
+    int compared_ = 0;
+};
+
 // The caller works with them and takes whatever pieces the others have not taken, so that a thread that the system has
-// put aside holds up no more than the piece it has begun. A thread without work waits a little, then sleeps. Where the
-// processors have other things to do, a second thread only takes the caller's own time: it then works alone for a while.
+// put aside holds up no more than the piece it has begun. A thread without work waits a little, then sleeps.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -23,26 +48,27 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     int threads() const { return workers_ + 1; }
+    int sharing() const { return is_alone_ ? 1 : threads(); }  // that work on this call
 
-    // Around a step of the caller's of so many rows: what was lost in it to others tells whether to share the next ones.
-    // Steps of few rows are also tried alone and shared now and then, and go on the way that was faster; 0 rows: no step.
+    enum Kind { kEncode, kStep };
+
+    // Around a call of so many rows: its time tells whether the next ones of about as many rows are to be shared.
     class Watch {
       public:
-        Watch(Pool& pool, int rows);
+        Watch(Pool& pool, Kind kind, int rows);
         ~Watch();
 
       private:
         Pool& pool_;
-        std::chrono::steady_clock::time_point start_;
-        double processor_;
-        const bool is_step_;
-        const bool was_alone_;
+        Balance& balance_;
+        const int rows_;
+        const std::chrono::steady_clock::time_point start_;
     };
 
     // work(piece) for each of `pieces`, in any order; returns when all are done. work must not throw.
     template <typename Work>
     void run(int pieces, const Work& work) {
-        if (pieces <= 1 || workers_ == 0) {
+        if (pieces <= 1 || is_alone_) {
             for (int piece = 0; piece < pieces; ++piece) work(piece);
             return;
         }
@@ -66,20 +92,18 @@ class Pool {
         }
     };
 
-    using Clock = std::chrono::steady_clock;
-
     void share(int pieces, Call call, const void* context);
     bool take_one();
     void live();
 
     // number of the job << 32 | its pieces << 16 | the next piece: taken by compare and exchange, so that who reads a
     // job's call and context and then gets a piece of it has read those of this very job
-    std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<uint64_t> ticket_{0};
     std::atomic<Call> call_{nullptr};
     std::atomic<const void*> context_{nullptr};
-    std::atomic<int> done_{0};
     std::atomic<int> asleep_{0};
     std::atomic<bool> ends_{false};
+    alignas(64) std::atomic<int> done_{0};  // what is written at each piece, apart from what waiting threads look at
     // What only the process that made it can destroy: a child made by fork has none of the threads.
     struct Shared {
         std::mutex mutex;
@@ -90,16 +114,10 @@ class Pool {
     int workers_ = 0;
     int process_;
 
-    bool tries() const { return rows_ <= kFewRows && turn_ < 2 * kTries; }
-
-    static constexpr int kFewRows = 16, kTries = 4, kTurns = 128;  // steps tried each way, of so many
-
     // of the caller alone
-    Clock::time_point alone_until_{};
-    Clock::duration penalty_{}, waited_{};
-    int rows_ = 0, turn_ = 0;
-    bool is_alone_ = false;
-    Clock::duration least_alone_{}, least_shared_{};
+    static constexpr int kSizes = 21;  // powers of two of rows
+    Balance balances_[2][kSizes];
+    bool is_alone_ = true;
 };
 
 }  // namespace lt
