@@ -11,7 +11,7 @@
 A system is an architecture, or the model of an experiment of configs/. Every training step is one of fairseq's own
 Trainer. Variants take turns in one process, round by round, on the same batches:
 
-  plain   fairseq's encoder and decoder pass, its Adam, plain torch convolutions, no CUDA graphs
+  plain   fairseq's encoder and decoder pass, its loss and Adam, plain torch convolutions, no CUDA graphs
   eager   ours without CUDA graphs
   ours    what `fairseq-train --user-dir lite_transformer --optimizer fused_adam` does
 
@@ -81,6 +81,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=sorted(PRECISIONS), default="fp32")
     add("--cuda-graphs", choices=("auto", "off"), default="auto", help="of the variant 'ours'")
     add("--conv-backend", choices=("auto", "triton", "reference"), default="auto", help="of 'eager' and 'ours'")
+    add("--loss-backend", choices=("auto", "triton", "reference"), default="auto", help="of 'eager' and 'ours'")
     add("--optimizer", choices=("fused_adam", "adam"), default="fused_adam", help="of 'eager' and 'ours'")
     add("--clip-norm", type=float, default=0.0, metavar="X")
     add(
@@ -242,6 +243,7 @@ def make_trainer(system: System, variant: str, dataset: Data, args: argparse.Nam
     else:
         words += ["--task", "language_modeling", "--tokens-per-sample", str(system.tokens_per_sample)]
         words += ["--criterion", "adaptive_loss" if system.adaptive else "cross_entropy", "--ddp-backend", "legacy_ddp"]
+    words += ["--loss-backend", "reference" if plain else args.loss_backend]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
     cfg.common.tpu = False  # fairseq's flags take bf16 for a sign of one
     if isinstance(dataset, MonolingualDataset):

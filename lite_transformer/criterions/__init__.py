@@ -1,5 +1,5 @@
-"""fairseq's criteria over a vocabulary, on fused kernels where there is a GPU. Importing it makes fairseq use them."""
+"""fairseq's criteria over a vocabulary as a GPU likes them. Importing it makes fairseq use them."""
 
-from lite_transformer.criterions import fused
+from lite_transformer.criterions import adaptive, fused
 
-__all__ = ["fused"]
+__all__ = ["adaptive", "fused"]

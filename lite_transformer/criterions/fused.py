@@ -28,7 +28,7 @@ from lite_transformer.ops.cross_entropy import chosen_backend, label_smoothed_cr
 
 logger = logging.getLogger(__name__)
 
-_BACKEND = ChoiceEnum(list(BACKENDS))
+BACKEND = ChoiceEnum(list(BACKENDS))
 
 # The ways from logits to log-probabilities that are a log-softmax in fp32.
 _PLAIN_LOG_SOFTMAX: tuple[Callable[..., Any], ...] = (
@@ -40,7 +40,7 @@ _PLAIN_LOG_SOFTMAX: tuple[Callable[..., Any], ...] = (
 )
 
 
-_HELP = {
+HELP = {
     "help": "how the loss is computed: triton (fused kernels: a GPU), reference (fairseq's computation) or auto (fused "
     "kernels where they can be used)"
 }
@@ -50,14 +50,14 @@ _HELP = {
 class LabelSmoothedCrossEntropyConfig(label_smoothed.LabelSmoothedCrossEntropyCriterionConfig):
     """fairseq's options, and how the loss is computed."""
 
-    loss_backend: _BACKEND = field(default="auto", metadata=_HELP)  # type: ignore[valid-type]
+    loss_backend: BACKEND = field(default="auto", metadata=HELP)  # type: ignore[valid-type]
 
 
 @dataclass
 class CrossEntropyConfig(cross_entropy.CrossEntropyCriterionConfig):
     """fairseq's options, and how the loss is computed."""
 
-    loss_backend: _BACKEND = field(default="auto", metadata=_HELP)  # type: ignore[valid-type]
+    loss_backend: BACKEND = field(default="auto", metadata=HELP)  # type: ignore[valid-type]
 
 
 class LabelSmoothedCrossEntropyCriterion(label_smoothed.LabelSmoothedCrossEntropyCriterion):
@@ -152,10 +152,11 @@ def inner_model(model: Any) -> Any:
     return model
 
 
-def _put_in_place(name: str, config: type, criterion: type) -> None:
+def put_in_place(name: str, config: type, criterion: type) -> None:
+    """Registers a criterion under a name of fairseq's, instead of fairseq's."""
     del CRITERION_REGISTRY[name], CRITERION_DATACLASS_REGISTRY[name]
     register_criterion(name, dataclass=config)(criterion)
 
 
-_put_in_place("label_smoothed_cross_entropy", LabelSmoothedCrossEntropyConfig, LabelSmoothedCrossEntropyCriterion)
-_put_in_place("cross_entropy", CrossEntropyConfig, CrossEntropyCriterion)
+put_in_place("label_smoothed_cross_entropy", LabelSmoothedCrossEntropyConfig, LabelSmoothedCrossEntropyCriterion)
+put_in_place("cross_entropy", CrossEntropyConfig, CrossEntropyCriterion)

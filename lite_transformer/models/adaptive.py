@@ -51,8 +51,52 @@ class BandedSoftmax(AdaptiveSoftmax):
         Args:
             input: (..., C). target: (...).
         """
-        logits, targets = super().forward(input.to(self._compute_dtype()), target)
+        logits, targets, _ = self.bands(input, target)
         return [None if band is None else band.float() for band in logits], targets
+
+    def bands(
+        self, input: Tensor, target: Tensor, counts: list[int] | None = None
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        """Logits of each band in the model's dtype, their targets there, and the tokens of each band but the first.
+
+        Args:
+            input: (..., C). target: (...). counts: `count_bands` of the target; the host waits for them if not given.
+        """
+        flat = self.dropout_module(input.reshape(-1, input.size(-1)).to(self._compute_dtype()))
+        targets, rows = self.adapt_target(target, counts)
+        logits = [self.head(flat)]
+        for tail, chosen in zip(self.tail, rows, strict=True):
+            logits.append(None if chosen is None else tail(flat.index_select(0, chosen)))
+        return logits, targets, rows
+
+    def count_bands(self, target: Tensor) -> Tensor:
+        """(bands - 1) int64: how many of these targets (...) are of each band but the first."""
+        band = self._band(target)
+        return torch.stack([band.eq(number).sum() for number in range(1, len(self.cutoff))])
+
+    def adapt_target(
+        self, target: Tensor, counts: list[int] | None = None
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """As fairseq's: targets (...) of each band, and the tokens of each but the first; None for a band without any.
+
+        The host waits for a device once, for the counts, and not if they are given.
+        """
+        target = target.reshape(-1)
+        band = self._band(target)
+        if counts is None:
+            counts = self.count_bands(target).tolist()
+        # the tokens of one band after those of the one before, each in their order
+        order = band.argsort(stable=True)
+        targets: list[Tensor | None] = [torch.where(band > 0, band + (self.cutoff[0] - 1), target)]
+        rows: list[Tensor | None] = []
+        for chosen, start in zip(order.split([target.numel() - sum(counts), *counts])[1:], self.cutoff, strict=False):
+            rows.append(chosen if chosen.numel() else None)
+            targets.append(target.index_select(0, chosen) - start if chosen.numel() else None)
+        return targets, rows
+
+    def _band(self, target: Tensor) -> Tensor:
+        """(...) int64: the band of each target, 0 for the most frequent types."""
+        return torch.stack([target.ge(start) for start in self.cutoff[:-1]]).sum(dim=0)
 
     def get_log_prob(self, input: Tensor, target: Tensor | None) -> Tensor:
         """Log-probabilities (B, T, V) in fp32 for input (B, T, C).
@@ -74,12 +118,12 @@ class BandedSoftmax(AdaptiveSoftmax):
 
     def target_log_probs(self, input: Tensor, target: Tensor) -> Tensor:
         """(N,) in fp32: the log-probability of each target (N,) after input (N, C); no other is computed."""
-        logits, targets = self(input, target)
-        _, rows = self.adapt_target(target)
-        scores: Tensor = _chosen(logits[0], targets[0])
-        for band, band_rows in enumerate(rows, start=1):
-            if band_rows is not None:
-                scores = scores.index_add(0, band_rows, _chosen(logits[band], targets[band]))
+        logits, targets, rows = self.bands(input, target)
+        scores = torch.zeros(target.numel(), device=target.device)
+        every = torch.arange(target.numel(), device=target.device)
+        for band, wanted, chosen in zip(logits, targets, [every, *rows], strict=True):
+            if band is not None and wanted is not None and chosen is not None:
+                scores = scores.index_add(0, chosen, _chosen(band.float(), wanted))
         return scores
 
 
