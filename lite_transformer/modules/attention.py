@@ -101,7 +101,7 @@ class MultiheadAttention(IncrementalModule):
         layout of what they were given, and one copy lays them side by side.
         """
         projected = ops.linear(x.flatten(0, 1), together["weight"], together["bias"], backend=self.backend)
-        parts = projected.chunk(count, dim=1)
+        parts = projected.chunk(count, dim=1) if count > 1 else (projected,)
         return tuple(part.view(*x.shape[:2], self.num_heads, -1).permute(1, 2, 0, 3) for part in parts)
 
     def _project_out(self, out: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ class DynamicConv(ShortRangeConv):
 
     def __init__(self, embed_dim: int, kernel_size: int, num_heads: int, causal: bool, **options):
         super().__init__(embed_dim, kernel_size, num_heads, causal, **options)
-        self.weight_linear = xavier_linear(embed_dim, num_heads * kernel_size, bias=False)
+        self.weight_linear = xavier_linear(embed_dim, num_heads * kernel_size, bias=False, backend=self.backend)
 
     def kernels(self, x: Tensor) -> Tensor:
         return self.weight_linear(x).view(x.size(0), x.size(1), self.num_heads, self.kernel_size)

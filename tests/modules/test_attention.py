@@ -1,6 +1,10 @@
+from collections import Counter
+
 import pytest
 import torch
+import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention as FairseqAttention
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules import MultiheadAttention
@@ -104,6 +108,63 @@ def test_projecting_together_changes_neither_output_nor_gradients(monkeypatch, h
     attention.fuse_projections = False
     results()
     assert len(calls) == (2 if cross else 1)
+
+
+class _KeepsLayouts(torch.autograd.Function):
+    """Attention whose output and gradients lie in memory as a GPU's kernels leave them: in the order of the queries."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        with _disable_current_modes():
+            return torch.empty_like(q).copy_(torch.softmax(q @ k.transpose(2, 3) * scale, -1) @ v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert grad.stride() == torch.empty_like(grad.permute(2, 0, 1, 3)).permute(1, 2, 0, 3).stride()
+        with _disable_current_modes(), torch.enable_grad():
+            given = [value.detach().requires_grad_() for value in ctx.saved_tensors]
+            out = torch.softmax(given[0] @ given[1].transpose(2, 3) * ctx.scale, -1) @ given[2]
+            found = torch.autograd.grad(out, given, grad)
+            return (*(torch.empty_like(g).copy_(f) for g, f in zip(given, found, strict=True)), None)
+
+
+class _Writes(TorchDispatchMode):
+    """Counts, by name, the operators that write as much as a (T, B, C) tensor and compute nothing."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.found = size, Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        moves = name in ("clone", "copy_", "cat", "stack", "constant_pad_nd", "slice_backward", "fill_", "zeros")
+        if moves and isinstance(out, torch.Tensor) and out.numel() >= self.size:
+            self.found[name] += 1
+        return out
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_on_a_gpu_activations_are_not_moved_but_to_join_the_gradients_of_queries_keys_and_values(monkeypatch, cross):
+    """Heads of 6 channels are padded to 8, and a slice of the channels comes in."""
+    torch.manual_seed(0)
+    attention = MultiheadAttention(12, 2, key_dim=10 if cross else None)
+    x, memory = torch.randn(40, 30, 24)[..., :12].requires_grad_(), torch.randn(40, 30, 10, requires_grad=True)
+    direction = torch.randn(40, 30, 24)[..., 12:]
+    key = memory if cross else x
+    inputs = [x, memory, *attention.parameters()] if cross else [x, *attention.parameters()]
+    expected = torch.autograd.grad(attention(x, key, key)[0], inputs, direction)
+    monkeypatch.setattr(attention_module, "_fuses", lambda x: True)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, scale, **_: _KeepsLayouts.apply(q, k, v, scale)
+    )
+    with _Writes(40 * 30 * 12) as writes:
+        found = torch.autograd.grad(attention(x, key, key)[0], inputs, direction)
+    assert writes.found == {"cat": 1}
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs, 1e-3)
 
 
 def test_a_row_without_any_key_is_the_output_bias_and_its_gradient_is_finite(attention):
