@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains a model on by recipes, all at once on one device; then bench_compression.py packs and scores every file.
 #   bash scripts/reproduce_compression.sh EXPERIMENT CHECKPOINT DATA/bin OUT [SEED] [options of bench_compression.py]
+# The best checkpoint on valid is one of the second half, where weights are pruned and quantized as they will be packed.
 # RECIPES="paper tiny" (names or files), UPDATES=6000 and LR=0.001 change the training, TRAIN="--cpu" adds options.
 set -euo pipefail
 
@@ -18,6 +19,7 @@ for recipe in "${recipes[@]}"; do
         "checkpoint.finetune_from_model=$checkpoint" checkpoint.no_epoch_checkpoints=true \
         "optimization.max_update=$updates" "optimization.lr=[${LR:-0.001}]" lr_scheduler=polynomial_decay \
         "lr_scheduler.total_num_update=$updates" "lr_scheduler.warmup_updates=$((updates / 30))" \
+        "dataset.validate_after_updates=$((updates / 2))" \
         common.log_interval=100 >"$run/output.txt" 2>&1 &
     jobs+=("$!")
 done

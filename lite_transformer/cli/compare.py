@@ -120,6 +120,7 @@ def _write(args: argparse.Namespace, files: dict[str, Path], found: list[Compari
 
     if args.record.exists():
         results.parse_dataclass(results.ComparisonRecord, read_json(args.record), str(args.record))
+    _same_case(args, found)
     differences = []
     for item in found:
         kind = "resamples" if item.test == "bootstrap" else "shufflings"
@@ -147,6 +148,24 @@ def _write(args: argparse.Namespace, files: dict[str, Path], found: list[Compari
     )
     args.record.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.record, dataclasses.asdict(record))
+
+
+def _same_case(args: argparse.Namespace, found: list[Comparison]) -> None:
+    """The runs of this task are scored with case, or without, as the comparison is. Raises: ConfigError if not."""
+    from lite_transformer import results
+
+    runs = results.read_records(args.record.parent.parent).values()
+    for item in found:
+        scores = [metric for run in runs if run.task == args.task for metric in run.metrics]
+        scored = {_case(score.signature) for score in scores if score.metric == item.metric}
+        if scored and _case(item.signature) not in scored:
+            change = "leave out --lowercase" if args.lowercase else "add --lowercase"
+            kinds = ", ".join(sorted(map(str, scored)))
+            raise ConfigError(f"the runs of {args.task} have {item.metric} with {kinds}, to compare with: {change}")
+
+
+def _case(signature: str) -> str | None:
+    return next((part for part in signature.split("|") if part.startswith("case:")), None)
 
 
 def _read(path: Path) -> list[str]:

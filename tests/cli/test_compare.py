@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +111,21 @@ def test_a_record_is_rendered_beside_its_task(files, capsys, tmp_path):
         "better", "worse", "test", "chrf", f"{expected.score.value:.2f} ± {half:.2f}", f"{first:.2f}",
         f"{expected.score.value - first:+.2f}", f"{expected.p_value:.3f}",
     ]  # fmt: skip
+
+
+def test_a_record_is_scored_as_the_runs_of_its_task(files, capsys, tmp_path):
+    folder, _ = files
+    runs = Path(__file__).parents[2] / "results" / results.RUNS / "multi30k_en_de_lite_seed1.json"
+    (tmp_path / results.RUNS).mkdir()
+    shutil.copy(runs, tmp_path / results.RUNS)
+    record = tmp_path / results.COMPARISONS / "x.json"
+    words = [folder / "bad", folder / "good", "--reference", folder / "ref", "--trials", 20, "--record", record]
+    code, _, err = compare(capsys, *words, "--task", "multi30k-en-de")
+    assert code == 2 and "have sacrebleu with case:lc, to compare with: add --lowercase" in err and not record.exists()
+    tokenized = ["--metric", "tokenized_bleu", "--lowercase"]
+    code, _, err = compare(capsys, *words, "--task", "multi30k-en-de", *tokenized)
+    assert code == 2 and "leave out --lowercase" in err and not record.exists()
+    assert compare(capsys, *words, "--task", "multi30k-en-de", "--lowercase")[0] == 0 and record.exists()
 
 
 @pytest.mark.parametrize(
