@@ -183,8 +183,39 @@ def edge_tables(record: dict[str, Any]) -> list[str]:
         for size, figures in record["bandwidth"].items()
     )
     lines.append(f"One thread reads {reads}.")
+    lines += _threads(record, cases)
     lines += [f"Left out: {name} ({reason})." for name, reason in record["left_out"].items()]
     return lines
+
+
+def _threads(record: dict[str, Any], cases: list[dict[str, Any]]) -> list[str]:
+    """Several threads against one: of each system, and what the processors themselves give."""
+    found = {
+        (result["system"], *row["case"].values()): _against(row["threads"])
+        for result in record["results"]
+        for row in result["cases"]
+        if "threads" in row
+    }
+    shown = [case for case in cases if any(key[1:] == tuple(case.values()) for key in found)]
+    if not shown:
+        return []
+    rows = [
+        [result["system"], *(found.get((result["system"], *case.values()), "") for case in shown)]
+        for result in record["results"]
+    ]
+    head = ["times one thread (least to most; one thread against itself)", *map(_case_title, shown)]
+    lines = ["", *markdown_table(head, rows, f"l{'r' * len(shown)}"), ""]
+    for threads, given in record["machine_threads"].items():
+        lines.append(
+            f"The processors give {threads} threads {_against(given['products'])} times the int8 products of one, and "
+            f"read {given['read_bytes'] / 1e6:.1f} MB {_against(given['reading'])} times as fast."
+        )
+    return lines
+
+
+def _against(figures: dict[str, Any]) -> str:
+    ratio, noise = figures["ratio"], figures["one_against_one"]
+    return f"{_spread(ratio, '.2f')[:-1]}; {noise['min']:.2f} to {noise['max']:.2f})"
 
 
 def _case_title(case: dict[str, Any]) -> str:

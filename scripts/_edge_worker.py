@@ -19,6 +19,7 @@ from typing import Any, Protocol
 END = 2
 FIRST_WORD = 4  # after fairseq's special tokens
 MOST_TOKENS = 200  # of a translation that is not forced to a length
+PRODUCTS_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,15 @@ class CTranslate2:
         self._translator.translate_batch([words], beam_size=1, max_decoding_length=1)
 
 
-class Bandwidth:
-    """No model: how fast one thread reads memory. ``first_token`` is there for the other systems' sake."""
+class Machine:
+    """No model: what the processors give. ``first_token`` is there for the other systems' sake."""
 
     def __init__(self, system: System):
         import numpy as np
 
-        self._numpy = np
+        from lite_transformer.edge.native import compiled
+
+        self._numpy, self._native = np, compiled()
 
     def read(self, size_bytes: int) -> float:
         """Bytes a second that a dot product with itself reads of an array, the best of several passes."""
@@ -204,6 +207,10 @@ class Bandwidth:
             values.dot(values)
             best = min(best, time.perf_counter() - started)
         return values.nbytes / best
+
+    def products(self, threads: int, rows: int, size_bytes: int) -> float | None:
+        """See `Library.machine`; None if the native engine was not built."""
+        return None if self._native is None else self._native.machine(threads, rows, size_bytes, PRODUCTS_SECONDS)
 
     def translate(
         self, sources: Sequence[Sequence[int]], beam: int, length: int | None, allowed: Sequence[int] | None
@@ -219,7 +226,7 @@ ENGINES: dict[str, Any] = {
     "portable": Exported,
     "native": Exported,
     "ctranslate2": CTranslate2,
-    "bandwidth": Bandwidth,
+    "machine": Machine,
 }
 
 
@@ -233,12 +240,15 @@ def memory() -> dict[str, int]:
 
 
 def answer(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """What a request asks for: {'read': bytes}, {'memory': true}, or sources to translate with beam, length, allowed.
+    """What a request asks for: {'read': bytes}, {'products': [threads, rows, bytes]}, {'memory': true}, or sources to
+    translate with beam, length, allowed.
 
     Sources come as batches; the answer to them has the seconds of all, and their hypotheses.
     """
     if "read" in request:
         return {"bytes_per_second": model.read(request["read"])}
+    if "products" in request:
+        return {"multiply_adds_per_second": model.products(*request["products"])}
     if "memory" in request:
         return memory()
     hypotheses: list[list[int]] = []

@@ -9,6 +9,8 @@
 A system is ENGINE:MODEL or ENGINE:MODEL:PRECISION. Engines: ctranslate2 (converts Transformers only), pytorch, portable
 (ONNX Runtime), native. Models are architectures of random weights, by default base and equal (Transformers) and lite,
 or those of --trained. Ratios are to the first system in the same round and case. Each system is a process of its own.
+Several threads are also held against one thread of the same system, measured right before and after; beside that stand
+what the processors themselves give to as many threads, and one thread against itself: the noise of both.
 
 A sample translates sentences of 25 tokens into 25 that are forced, ends of sentences counted. With --shortlist N every
 system chooses among the same N tokens. Of trained models the test set is translated and scored as well.
@@ -25,6 +27,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import statistics
@@ -32,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +67,7 @@ CASES = "1:1:1,1:4:1,1:1:2,1:4:2,32:4:1"
 PRECISIONS = ("fp32", "int8", "int4")
 WORKER = Path(__file__).parent / "_edge_worker.py"
 LARGE_BYTES = 256_000_000  # of an array that no cache holds
+SMALL_BYTES = 128_000  # of weights that a thread has in its own cache
 SCORED_BATCH = 32
 PACKAGES = ("ctranslate2", "onnxruntime", "numpy")
 
@@ -228,6 +232,50 @@ class Running:
         return case.threads in self.processes and not (case.shortlist and self.name.engine == "pytorch")
 
 
+class Against:
+    """Several threads against one, which is measured right before and right after."""
+
+    def __init__(self) -> None:
+        self._ratios: list[float] = []
+        self._noise: list[float] = []
+
+    def measure(self, speed_with: Callable[[int], float], threads: int) -> float:
+        """The speed with so many threads."""
+        before, speed, after = speed_with(1), speed_with(threads), speed_with(1)
+        self._ratios.append(2 * speed / (before + after))
+        self._noise.append(after / before)
+        return speed
+
+    def summary(self) -> dict[str, Any]:
+        """Times the speed of one thread, and one thread against itself."""
+        return {"ratio": summary(self._ratios), "one_against_one": summary(self._noise)}
+
+
+class MachineThreads:
+    """What the processors give to several threads of nothing but int8 products, and of nothing but reading weights."""
+
+    def __init__(self, threads: int, read_bytes: int):
+        self.known = True
+        self._threads = threads
+        self._loads = {"products": (8, SMALL_BYTES), "reading": (1, read_bytes)}  # rows, bytes
+        self._against = {name: Against() for name in self._loads}
+        self._read_bytes = read_bytes
+
+    def measure(self, meter: Process) -> None:
+        for name, (rows, size) in self._loads.items():
+            own = name == "products"  # then the weights of each thread fill its own cache
+
+            def speed_with(threads: int, rows: int = rows, size: int = size, own: bool = own) -> float:
+                request = [threads, rows, size * threads if own else size]
+                return meter.ask(products=request)["multiply_adds_per_second"] or math.nan
+
+            self.known = not math.isnan(self._against[name].measure(speed_with, self._threads))
+
+    def summary(self) -> dict[str, Any]:
+        found = {name: against.summary() for name, against in self._against.items()}
+        return {**found, "read_bytes": self._read_bytes}
+
+
 class Bench:
     """What a run makes: folders, processes, figures. Leaving it ends the processes."""
 
@@ -342,32 +390,58 @@ class Bench:
         for system, case in itertools.product(self.systems, args.cases):  # shapes and caches are warm from here on
             if system.can(case):
                 system.processes[case.threads].ask(**self.request(case, 1))
-        meter = Process(_edge_worker.System("bandwidth", "", "", 0, "", 1), self.folder / "bandwidth.errors")
+        meter = Process(_edge_worker.System("machine", "", "", 0, "", 1), self.folder / "machine.errors")
         sizes = {*self._sizes(), LARGE_BYTES}
         reads: dict[int, list[float]] = {size: [] for size in sorted(sizes)}
+        machine = {threads: MachineThreads(threads, self._read_bytes()) for threads in self._several()}
+        threads_of: dict[tuple[str, Case], Against] = {}
         total = args.rounds * len(args.cases)
         with tqdm(total=total, desc="rounds", unit="case", disable=None) as bar:
             for number in range(args.rounds):
                 for size, found in reads.items():
                     found.append(meter.ask(read=size)["bytes_per_second"])
+                for threads in machine.values():
+                    threads.measure(meter)
                 for case in args.cases:
                     able = [system for system in self.systems if system.can(case)]
                     turn = number % len(able) if able else 0
                     found_here: dict[str, float] = {}
                     for system in able[turn:] + able[:turn]:
-                        answer = system.processes[case.threads].ask(**requests[case])
-                        tokens = sum(map(len, requests[case]["batches"])) * args.length
-                        found_here[str(system.name)] = tokens / answer["seconds"]
+
+                        def speed_with(threads: int, case: Case = case, system: Running = system) -> float:
+                            answer = system.processes[threads].ask(**requests[case])
+                            return sum(map(len, requests[case]["batches"])) * args.length / answer["seconds"]
+
+                        name = str(system.name)
+                        if case.threads > 1 and 1 in system.processes:
+                            against = threads_of.setdefault((name, case), Against())
+                            found_here[name] = against.measure(speed_with, case.threads)
+                        else:
+                            found_here[name] = speed_with(case.threads)
                     first = str(able[0].name) if able else ""
                     for name, speed in found_here.items():
                         speeds.setdefault((name, case), []).append(speed)
                         ratios.setdefault((name, case), []).append(speed / found_here[first])
                     bar.update()
         meter.close()
+        results = [self._result(system, speeds, ratios, reads) for system in self.systems]
+        for result in results:
+            for row in result["cases"]:
+                against_one = threads_of.get((result["system"], Case(**row["case"])))
+                row |= {} if against_one is None else {"threads": against_one.summary()}
         return {
             "bandwidth": {str(size): summary(found) for size, found in reads.items()},
-            "results": [self._result(system, speeds, ratios, reads) for system in self.systems],
+            "machine_threads": {str(number): threads.summary() for number, threads in machine.items() if threads.known},
+            "results": results,
         }
+
+    def _several(self) -> list[int]:
+        return sorted({case.threads for case in self.args.cases if case.threads > 1})
+
+    def _read_bytes(self) -> int:
+        """What a step of the last system reads, all words allowed: of the default ones, ours."""
+        name = self.systems[-1].name
+        return step_bytes(self.models[name.model]["step"], name.precision, 0)
 
     def _sizes(self) -> Iterator[int]:
         for system in self.systems:

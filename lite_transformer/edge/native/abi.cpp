@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "machine.h"
 #include "model.h"
 #include "runner.h"
 
@@ -48,7 +49,7 @@ bool guarded(char* error, int room, const Body& body) {
 
 }  // namespace
 
-LT_API int lt_version() { return 1; }
+LT_API int lt_version() { return 2; }
 
 LT_API const char* lt_kernels(int index) {
     const Kernels* kernels = index < 0 ? nullptr : nth_kernels(index);
@@ -132,5 +133,15 @@ LT_API int lt_linear(const char* kernels, const float* x, int64_t rows, int64_t 
                                   padded_scales.data(), sums.data(), bias == nullptr ? nullptr : padded_bias.data()};
         chosen.linear_int8(view, {coded.data(), stride, scale.data(), zero.data()}, int(rows), 0, lt::blocks(int(out)),
                            false, y, size_t(out));
+    });
+}
+
+// See machine.h; what the fastest kernels do.
+LT_API int lt_machine(int threads, int64_t rows, int64_t size, double seconds, double* speed, char* error, int room) {
+    return guarded(error, room, [&] {
+        if (threads < 1 || threads > 1024 || rows < 1 || rows > 256 || size < 1 || size > (int64_t(1) << 32) ||
+            !(seconds > 0 && seconds <= 60))
+            throw Problem("sizes that cannot be");
+        *speed = lt::multiply_adds_a_second(*nth_kernels(0), threads, int(rows), size_t(size), seconds);
     });
 }

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lite_transformer.errors import ConfigError
+from lite_transformer.errors import ConfigError, UnsupportedInputError
 
-VERSION = 1  # of the functions below and of the plan
+VERSION = 2  # of the functions below and of the plan
 _NAME = "_engine"
 _ERROR_BYTES = 512
 
@@ -29,7 +29,7 @@ class Library:
         if version != VERSION:
             raise ConfigError(f"{path} has version {version}, {VERSION} is needed. Install lite-transformer again")
         pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        text = ctypes.c_char_p
+        text, real = ctypes.c_char_p, ctypes.c_double
         self._functions: dict[str, Any] = {}
         for name, result, arguments in (
             ("lt_kernels", text, [number]),
@@ -42,6 +42,7 @@ class Library:
             ("lt_release", None, [pointer]),
             ("lt_restrict", number, [pointer, pointer, integer, text, number]),
             ("lt_step", number, [*[pointer] * 5, *[integer] * 3, *[pointer] * 3, text, number]),
+            ("lt_machine", number, [number, integer, integer, real, pointer, text, number]),
             ("lt_linear", number, [text, pointer, integer, integer, *[pointer] * 3, integer, pointer, text, number]),
         ):
             function = getattr(found, name)
@@ -59,6 +60,20 @@ class Library:
         if not result:
             raise error(line.value.decode("utf-8", "replace"))
         return result
+
+    def machine(self, threads: int, rows: int, size_bytes: int, seconds: float) -> float:
+        """int8 multiply-adds a second that the processors give to threads of nothing but matrix products.
+
+        With one row, as many bytes of weights a second: how fast the threads read. With more rows and little memory:
+        how fast they compute.
+
+        Args:
+            size_bytes: of the weights that all threads together go through again and again, each through its own part.
+            seconds: that it takes, about.
+        """
+        speed = ctypes.c_double()
+        self.try_to("lt_machine", threads, rows, size_bytes, seconds, ctypes.byref(speed), error=UnsupportedInputError)
+        return speed.value
 
     def kernels(self) -> list[str]:
         """The instruction sets that this processor has, the fastest first; 'generic' is always the last."""
