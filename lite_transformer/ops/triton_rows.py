@@ -7,6 +7,8 @@ then the shares, in fp32 and always in the same order: no atomics.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -18,39 +20,43 @@ from lite_transformer.ops.triton_kernels import _keeps, _power_of_two
 
 
 @triton.jit
-def _row_offsets(n, B, stride_t, stride_b):
-    """Where rows n of a (T, B, C) tensor start."""
-    return (n // B).to(tl.int64) * stride_t + (n % B).to(tl.int64) * stride_b
+def _load_rows(x, n, B, stride_t, stride_b, c, inside, ALIGN: tl.constexpr):
+    """Channels c of rows n of a (T, B, C) tensor as fp32, zero where not inside.
+
+    Strides are given in units of ALIGN: the compiler makes loads as wide as it knows addresses to be aligned.
+    """
+    rows = ((n // B).to(tl.int64) * stride_t + (n % B).to(tl.int64) * stride_b) * ALIGN
+    return tl.load(x + rows[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "B", "x_t", "x_b", "share"])
 def _column_share_kernel(
-    x, partial, rows, columns, B, x_t, x_b, share, ALIGN: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr
+    x, partial, rows, B, x_t, x_b, share,
+    C: tl.constexpr, ALIGN: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the columns over one share of the rows: (shares, columns)."""
-    x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
+    """Sums of the columns over one share of the rows: (shares, C)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, rows)
     total = tl.zeros((BR, BC), tl.float32)
     for start in range(first, last, BR):
         n = start + tl.arange(0, BR)
-        inside = (n < last)[:, None] & (c < columns)[None, :]
-        total += tl.load(x + _row_offsets(n, B, x_t, x_b)[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        inside = (n < last)[:, None] & (c < C)[None, :]
+        total += _load_rows(x, n, B, x_t, x_b, c, inside, ALIGN)
     out = tl.sum(total, 0).to(partial.dtype.element_ty)
-    tl.store(partial + tl.program_id(1) * columns + c, out, mask=c < columns)
+    tl.store(partial + tl.program_id(1) * C + c, out, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _share_total_kernel(partial, out, count, columns, BN: tl.constexpr, BC: tl.constexpr):
-    """(count, columns) -> sums (columns)."""
+def _share_total_kernel(partial, out, count, C: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr):
+    """(count, C) -> sums (C)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     total = tl.zeros((BN, BC), tl.float32)
     for start in range(0, count, BN):
         n = start + tl.arange(0, BN)
-        inside = (n < count)[:, None] & (c < columns)[None, :]
-        total += tl.load(partial + n[:, None] * columns + c[None, :], mask=inside, other=0.0)
-    tl.store(out + c, tl.sum(total, 0).to(out.dtype.element_ty), mask=c < columns)
+        inside = (n < count)[:, None] & (c < C)[None, :]
+        total += tl.load(partial + n[:, None] * C + c[None, :], mask=inside, other=0.0)
+    tl.store(out + c, tl.sum(total, 0).to(out.dtype.element_ty), mask=c < C)
 
 
 @triton.jit(do_not_specialize=["rows", "B", "x_t", "x_b", "r_t", "r_b"])
@@ -61,18 +67,16 @@ def _forward_kernel(
     ALIGN: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """summed = residual + dropout(x), rounded to its dtype; normed = its layer norm, with mean and 1 / deviation."""
-    x_t, x_b = tl.multiple_of(x_t, ALIGN), tl.multiple_of(x_b, ALIGN)
     n = tl.program_id(0) * BR + tl.arange(0, BR)
     c = tl.arange(0, BC)
     inside = (n < rows)[:, None] & (c < C)[None, :]
     index = n.to(tl.int64)[:, None] * C + c[None, :]
-    value = tl.load(x + _row_offsets(n, B, x_t, x_b)[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    value = _load_rows(x, n, B, x_t, x_b, c, inside, ALIGN)
     if DROPOUT:
         value = tl.where(_keeps(tl.load(seed), index, THRESHOLD), value * SCALE, 0.0)
     if ADDS:
-        r_t, r_b = tl.multiple_of(r_t, ALIGN), tl.multiple_of(r_b, ALIGN)
-        old = tl.load(residual + _row_offsets(n, B, r_t, r_b)[:, None] + c[None, :], mask=inside, other=0.0)
-        value = (value + old.to(tl.float32)).to(summed.dtype.element_ty)
+        value += _load_rows(residual, n, B, r_t, r_b, c, inside, ALIGN)
+        value = value.to(summed.dtype.element_ty)
         tl.store(summed + index, value, mask=inside)
         value = value.to(tl.float32)
     if NORMS:
@@ -96,8 +100,6 @@ def _backward_kernel(
     ALIGN: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x and residual, and shares of those of weight and bias: partial (programs, 2, C)."""
-    g_t, g_b = tl.multiple_of(g_t, ALIGN), tl.multiple_of(g_b, ALIGN)
-    s_t, s_b = tl.multiple_of(s_t, ALIGN), tl.multiple_of(s_b, ALIGN)
     c = tl.arange(0, BC)
     gain = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
     weight_share = tl.zeros((BR, BC), tl.float32)
@@ -107,11 +109,11 @@ def _backward_kernel(
         exists = n < rows
         inside = exists[:, None] & (c < C)[None, :]
         index = n.to(tl.int64)[:, None] * C + c[None, :]
-        g = tl.load(grad + _row_offsets(n, B, g_t, g_b)[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        value = tl.load(summed + _row_offsets(n, B, s_t, s_b)[:, None] + c[None, :], mask=inside, other=0.0)
+        g = _load_rows(grad, n, B, g_t, g_b, c, inside, ALIGN)
+        value = _load_rows(summed, n, B, s_t, s_b, c, inside, ALIGN)
         mean = tl.load(statistics + n * 2, mask=exists, other=0.0)
         scale = tl.load(statistics + n * 2 + 1, mask=exists, other=0.0)
-        value = tl.where(inside, (value.to(tl.float32) - mean[:, None]) * scale[:, None], 0.0)
+        value = tl.where(inside, (value - mean[:, None]) * scale[:, None], 0.0)
         weight_share += g * value
         bias_share += g
         g *= gain[None, :]
@@ -119,9 +121,7 @@ def _backward_kernel(
         along = tl.sum(g * value, 1) / C
         g = (g - down[:, None] - value * along[:, None]) * scale[:, None]
         if EXTRA:
-            e_t, e_b = tl.multiple_of(e_t, ALIGN), tl.multiple_of(e_b, ALIGN)
-            other = tl.load(extra + _row_offsets(n, B, e_t, e_b)[:, None] + c[None, :], mask=inside, other=0.0)
-            g += other.to(tl.float32)
+            g += _load_rows(extra, n, B, e_t, e_b, c, inside, ALIGN)
         if RESIDUAL:
             tl.store(grad_residual + index, g.to(grad_residual.dtype.element_ty), mask=inside)
         if OWN_X:
@@ -140,12 +140,11 @@ def _thin_kernel(
     BC: tl.constexpr,
 ):  # fmt: skip
     """grad_x = the gradient where dropout kept x, scaled."""
-    g_t, g_b = tl.multiple_of(g_t, ALIGN), tl.multiple_of(g_b, ALIGN)
     n = tl.program_id(0) * BR + tl.arange(0, BR)
     c = tl.arange(0, BC)
     inside = (n < rows)[:, None] & (c < C)[None, :]
     index = n.to(tl.int64)[:, None] * C + c[None, :]
-    g = tl.load(grad + _row_offsets(n, B, g_t, g_b)[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    g = _load_rows(grad, n, B, g_t, g_b, c, inside, ALIGN)
     g = tl.where(_keeps(tl.load(seed), index, THRESHOLD), g * SCALE, 0.0)
     tl.store(grad_x + index, g.to(grad_x.dtype.element_ty), mask=inside)
 
@@ -155,8 +154,10 @@ def _thin_kernel(
 # Programs that share a sum over rows: four, or two larger ones, for each multiprocessor of a large GPU.
 _SUM_PROGRAMS = 528
 _NORM_PROGRAMS = 264
-# Elements of a program's tile: what four warps hold in registers, in several tensors at a time.
-_TILE = 2048
+# Elements of a program's tile, and its warps: what they hold in registers, in several tensors at a time.
+_SUM_TILE = 2048
+_FORWARD_TILE = (2048, 4)
+_BACKWARD_TILE = (2048, 4)
 
 
 def _rows_of(x: Tensor) -> tuple[int, int, int, int]:
@@ -170,34 +171,30 @@ def _rows_of(x: Tensor) -> tuple[int, int, int, int]:
     return length * batch, batch, stride_t, stride_b
 
 
-def _strides(x: Tensor) -> tuple[int, int]:
-    return x.stride(0), x.stride(1)
-
-
 def _alignment(*tensors: Tensor | None) -> int:
     """A power of two, up to 16, that divides the strides over T and B."""
-    found = 16
-    for tensor in tensors:
-        if tensor is not None:
-            while any(stride % found for stride in _strides(tensor)):
-                found //= 2
-    return found
+    return math.gcd(16, *(stride for tensor in tensors if tensor is not None for stride in tensor.stride()[:2]))
+
+
+def _strides(tensor: Tensor | None, align: int) -> tuple[int, int]:
+    """Over T and B, in units of ``align``; any for no tensor."""
+    return (0, 0) if tensor is None else (tensor.stride(0) // align, tensor.stride(1) // align)
 
 
 def _dropout_constants(dropout: float) -> dict[str, int | float]:
     return {"THRESHOLD": min(round(dropout * 2**32), 2**32 - 1), "SCALE": 1.0 / (1.0 - dropout) if dropout < 1 else 0.0}
 
 
-def _tile(channels: int) -> dict[str, int]:
-    """Tile sizes and warps for whole rows of so many channels."""
+def _tile(channels: int, elements: int, warps: int) -> dict[str, int]:
+    """Sizes of tiles of whole rows, and more warps where one row has more elements than that."""
     width = max(16, _power_of_two(channels))
-    return {"BR": max(1, _TILE // width), "BC": width, "num_warps": max(4, min(16, width // 512))}
+    return {"BR": max(1, elements // width), "BC": width, "num_warps": min(16, warps * max(1, width // elements))}
 
 
 def _total(partial: Tensor, out: Tensor) -> Tensor:
     """``out`` (columns), overwritten by the sums of the columns of partial (count, columns)."""
     count, columns = partial.shape
-    _share_total_kernel[(triton.cdiv(columns, 16),)](partial, out, count, columns, BN=128, BC=16, num_warps=4)
+    _share_total_kernel[(triton.cdiv(columns, 16),)](partial, out, count, C=columns, BN=128, BC=16, num_warps=4)
     return out
 
 
@@ -207,14 +204,15 @@ def column_sum(x: Tensor) -> Tensor:
     columns = x.size(2)
     block = min(64, max(16, _power_of_two(columns)))
     blocks = triton.cdiv(columns, block)
-    height = _TILE // block
+    height = _SUM_TILE // block
     share = height * triton.cdiv(triton.cdiv(rows, max(1, _SUM_PROGRAMS // blocks)), height)
     shares = triton.cdiv(rows, share)
     out = torch.empty(columns, dtype=x.dtype, device=x.device)
     partial = out if shares == 1 else torch.empty(shares, columns, dtype=torch.float32, device=x.device)
+    align = math.gcd(16, stride_t, stride_b)
     _column_share_kernel[(blocks, shares)](
-        x, partial, rows, columns, batch, stride_t, stride_b, share, ALIGN=_alignment(x), BR=height, BC=block,
-        num_warps=4,
+        x, partial, rows, batch, stride_t // align, stride_b // align, share,
+        C=columns, ALIGN=align, BR=height, BC=block, num_warps=4,
     )  # fmt: skip
     return out if shares == 1 else _total(partial, out)
 
@@ -236,12 +234,12 @@ def forward(
     x and residual are (T, B, C) with a contiguous last dimension; the outputs are contiguous.
     """
     length, batch, channels = x.shape
-    tile = _tile(channels)
+    tile, align = _tile(channels, *_FORWARD_TILE), _alignment(x, residual)
     _forward_kernel[(triton.cdiv(length * batch, tile["BR"]),)](
         x, residual, weight, bias, seed, normed, summed, statistics, length * batch, batch,
-        *_strides(x), *((0, 0) if residual is None else _strides(residual)),
+        *_strides(x, align), *_strides(residual, align),
         C=channels, EPS=eps, ADDS=residual is not None, NORMS=weight is not None,
-        DROPOUT=dropout > 0, ALIGN=_alignment(x, residual), **_dropout_constants(dropout), **tile,
+        DROPOUT=dropout > 0, ALIGN=align, **_dropout_constants(dropout), **tile,
     )  # fmt: skip
 
 
@@ -262,14 +260,14 @@ def backward(
     grad and extra are the gradients of what was normed and summed; the last dimension of all is contiguous.
     """
     length, batch, channels = summed.shape
-    tile = _tile(channels)
+    tile, align = _tile(channels, *_BACKWARD_TILE), _alignment(grad, extra, summed)
     programs = max(1, min(_NORM_PROGRAMS, triton.cdiv(length * batch, tile["BR"])))
     partial = torch.empty(programs, 2 * channels, dtype=torch.float32, device=summed.device)
     _backward_kernel[(programs,)](
         grad, extra, summed, weight, seed, statistics, grad_x, grad_residual, partial, length * batch, batch,
-        *_strides(grad), *((0, 0) if extra is None else _strides(extra)), *_strides(summed),
+        *_strides(grad, align), *_strides(extra, align), *_strides(summed, align),
         C=channels, EXTRA=extra is not None, OWN_X=grad_x is not None, RESIDUAL=grad_residual is not None,
-        DROPOUT=dropout > 0, ALIGN=_alignment(grad, extra, summed), **_dropout_constants(dropout), **tile,
+        DROPOUT=dropout > 0, ALIGN=align, **_dropout_constants(dropout), **tile,
     )  # fmt: skip
     _total(partial, grad_affine.view(-1))
 
@@ -277,8 +275,8 @@ def backward(
 def thin(grad: Tensor, seed: Tensor, dropout: float, grad_x: Tensor) -> None:
     """Fills grad_x: ``grad`` (T, B, C) where dropout kept x, scaled."""
     length, batch, channels = grad.shape
-    tile = _tile(channels)
+    tile, align = _tile(channels, *_FORWARD_TILE), _alignment(grad)
     _thin_kernel[(triton.cdiv(length * batch, tile["BR"]),)](
-        grad, seed, grad_x, length * batch, batch, *_strides(grad),
-        C=channels, ALIGN=_alignment(grad), **_dropout_constants(dropout), **tile,
+        grad, seed, grad_x, length * batch, batch, *_strides(grad, align),
+        C=channels, ALIGN=align, **_dropout_constants(dropout), **tile,
     )  # fmt: skip

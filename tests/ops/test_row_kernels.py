@@ -145,7 +145,7 @@ def test_a_program_takes_several_tiles_of_rows(monkeypatch):
     from lite_transformer.ops import triton_rows
 
     monkeypatch.setattr(triton_rows, "_NORM_PROGRAMS", 2)
-    monkeypatch.setattr(triton_rows, "_TILE", 64)  # four rows of sixteen
+    monkeypatch.setattr(triton_rows, "_BACKWARD_TILE", (64, 4))  # four rows of sixteen
     check_norm((7, 3, 16))
 
 
