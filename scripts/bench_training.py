@@ -45,6 +45,7 @@ from fairseq.data import LanguagePairDataset, MonolingualDataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules import AdaptiveSoftmax
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.trainer import Trainer
@@ -56,6 +57,7 @@ from lite_transformer import training
 from lite_transformer.cli.macs import parse_settings
 from lite_transformer.errors import ConfigError, LiteTransformerError
 from lite_transformer.macs.closed_form import closed_form
+from lite_transformer.models.adaptive import BandedSoftmax
 from lite_transformer.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from lite_transformer.models.lite_transformer import resolved_config
 from lite_transformer.modules import MultiheadAttention
@@ -222,6 +224,12 @@ def use_fairseqs_pass(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, MultiheadAttention):
             module.fuse_projections = False
+        if isinstance(module, BandedSoftmax):
+            module.adapt_target = functools.partial(_adapt_target_asking, module)
+
+
+def _adapt_target_asking(softmax: BandedSoftmax, target: torch.Tensor, _counts: list[int] | None) -> Any:
+    return AdaptiveSoftmax.adapt_target(softmax, target)
 
 
 def make_trainer(system: System, variant: str, dataset: Data, args: argparse.Namespace) -> Trainer:

@@ -60,6 +60,8 @@ SMALL_TEXT = [
     "--model", "adaptive_input_cutoff=8,20", "--model", "adaptive_softmax_cutoff=8,20",
 ]  # fmt: skip
 
+BLOCKS_OF_16 = ["--tokens-per-sample", "16"]
+
 
 def test_language_models_are_measured(tmp_path, capsys):
     record, picture = tmp_path / "lm.json", tmp_path / "lm.svg"
@@ -167,6 +169,22 @@ def test_search_is_measured(tmp_path):
     (result,) = json.loads(record.read_text())["results"]
     assert list(result["variants"]) == ["greedy", "beam 5"]
     assert result["variants"]["beam 5"]["sentences_per_second"]["median"] > 0
+
+
+@pytest.mark.parametrize(("arch", "small"), [(ARCH, SMALL), (LANGUAGE_MODELS[1], [*SMALL_TEXT, *BLOCKS_OF_16])])
+def test_plain_trains_with_fairseqs_loss(arch, small):
+    args = bench_training.parse_args(["--arch", arch, *small])
+    (system,) = bench_training.find_systems(args)
+    dataset = bench_training.dataset_of(system, args)
+    trainers = {name: bench_training.make_trainer(system, name, dataset, args) for name in bench_training.VARIANTS}
+    backends = {name: trainer.get_criterion().loss_backend for name, trainer in trainers.items()}
+    assert backends == {"plain": "reference", "eager": "auto", "ours": "auto"}
+    if system.adaptive:
+        softmaxes = {name: trainer.get_model().decoder.adaptive_softmax for name, trainer in trainers.items()}
+        target = torch.tensor([5, 12, 39, 5])
+        found = {name: softmax.adapt_target(target, None) for name, softmax in softmaxes.items()}
+        assert [rows.tolist() for rows in found["plain"][1]] == [rows.tolist() for rows in found["ours"][1]]
+        assert softmaxes["plain"].adapt_target.func is bench_training._adapt_target_asking
 
 
 def test_variants_that_disagree_are_not_measured(monkeypatch):
