@@ -179,8 +179,9 @@ class MultiheadAttention(IncrementalModule):
             )
             from_cache = static_kv and incremental_state is not None  # has zeros there already
             if hidden is not None and not from_cache and _fuses(query):
-                # some of the GPU's half-precision kernels average over hidden keys where there are no others
-                out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
+                # some of the GPU's half-precision kernels average over hidden keys where there are no others; unlike
+                # `masked_fill`, this leaves the output in its layout
+                out = torch.where(hidden.all(dim=-1, keepdim=True), 0.0, out)
         return self._project_out(out, out_weight), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
