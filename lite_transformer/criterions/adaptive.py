@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.criterions import adaptive_loss
+from fairseq.criterions import adaptive_loss, cross_entropy
 from fairseq.trainer import Trainer
 from torch import Tensor
 
@@ -70,6 +70,13 @@ class AdaptiveLoss(adaptive_loss.AdaptiveLoss):
         sample_size = sentences if self.sentence_avg else tokens
         logged = {"loss": loss.data, "ntokens": tokens, "nsentences": sentences, "sample_size": sample_size}
         return loss, sample_size, logged
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """As fairseq's; losses on a GPU stay there until they are read, as fairseq's cross entropy leaves them."""
+        on_gpu = any(isinstance(log.get("loss"), Tensor) and log["loss"].is_cuda for log in logging_outputs)
+        theirs = cross_entropy.CrossEntropyCriterion if on_gpu else adaptive_loss.AdaptiveLoss
+        theirs.reduce_metrics(logging_outputs)
 
     def count(self, softmax: BandedSoftmax, target: Tensor) -> list[int]:
         """Of targets (...): tokens of each band but the first, and tokens at all. Waits for a device, once."""

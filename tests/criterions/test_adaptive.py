@@ -8,6 +8,7 @@ import pytest
 import torch
 from fairseq.criterions import build_criterion
 from fairseq.criterions.adaptive_loss import AdaptiveLoss as FairseqsLoss
+from fairseq.logging import metrics
 from fairseq.modules import AdaptiveSoftmax
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
@@ -154,6 +155,25 @@ def test_no_value_is_asked_for(batch, monkeypatch):
     assert asked(FairseqsLoss(tiny_task(), False)) > 5
     batch[COUNTS] = loss.count(model.decoder.adaptive_softmax, batch["target"])
     assert asked(loss) == 0
+
+
+def logged(criterion, losses):
+    logs = [{"loss": loss, "ntokens": 5, "nsentences": 1, "sample_size": size} for size, loss in enumerate(losses, 4)]
+    with metrics.aggregate(new_root=True) as found:
+        criterion.reduce_metrics(logs)
+    return found
+
+
+def test_losses_on_a_gpu_are_logged_unread(monkeypatch):
+    losses = [torch.tensor([3.0]), torch.tensor([5.5])]
+    expected = logged(FairseqsLoss, losses).get_smoothed_values()
+    assert logged(adaptive.AdaptiveLoss, losses).get_smoothed_values() == expected
+    assert {"loss", "nll_loss", "ppl"} <= expected.keys()
+    with monkeypatch.context() as patch, Asked(patch) as asked:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        found = logged(adaptive.AdaptiveLoss, losses)
+    assert asked.count == 0
+    assert found.get_smoothed_values() == pytest.approx(expected)
 
 
 # --- the trainer ---------------------------------------------------------------------------------------------------
