@@ -121,7 +121,7 @@ def logits_for_kernels(model: Any, net_output: Any, backend: str) -> Tensor | No
         return net_output[0] if chosen_backend(net_output[0], backend) == "triton" else None
     if backend == "triton":
         raise UnsupportedInputError(f"--loss-backend triton: {found}; leave the option out")
-    if all(parameter.is_cuda for parameter in model.parameters()):
+    if any(parameter.is_cuda for parameter in model.parameters()):
         _log_obstacle(found)
     return None
 

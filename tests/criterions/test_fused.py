@@ -192,7 +192,7 @@ def test_a_model_in_wrappers_is_found(kernels):
         def forward(self, **inputs):
             return self.module(**inputs)
 
-    model = MODELS["lite"]()
+    model = MODELS["lite"]().to(DEVICE)
     wrapped = ModuleProxyWrapper(Replica(model))
     assert fused.inner_model(wrapped) is model
     criterion(loss_backend="triton")(wrapped, batch_for(model))
