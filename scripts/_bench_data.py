@@ -1,4 +1,4 @@
-"""What `bench_training.py` trains on: sentence pairs or running text, drawn at random or read from binarized data."""
+"""What training benchmarks train on: sentence pairs or running text, drawn at random or read from binarized data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from fairseq import options, tasks
-from fairseq.data import Dictionary, LanguagePairDataset, MonolingualDataset, TokenBlockDataset, data_utils
+from fairseq.data import (
+    Dictionary,
+    LanguagePairDataset,
+    MonolingualDataset,
+    TokenBlockDataset,
+    data_utils,
+    indexed_dataset,
+)
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 # One update: so many batches as fairseq's collater returns them.
@@ -80,6 +87,25 @@ def drawn_text(types: int, blocks: int, tokens_per_sample: int, seed: int) -> Mo
     return MonolingualDataset(
         blocked, blocked.sizes, dictionary, add_eos_for_other_targets=False, shuffle=True, targets=["future"]
     )
+
+
+def write_drawn_corpus(folder: Path, languages: tuple[str, str], types: int, pairs: int, seed: int) -> None:
+    """Binarized sentence pairs of random words, as `lite-transformer prepare` leaves them, of one joint dictionary.
+
+    All sentences are as long, so that all batches of a size are one shape: no CUDA graph is captured late.
+    """
+    folder.mkdir(parents=True)
+    dictionary = drawn_dictionary(types)
+    numbers = torch.Generator().manual_seed(seed)
+    for language in languages:
+        dictionary.save(str(folder / f"dict.{language}.txt"))
+        for split, count in (("train", pairs), ("valid", 8), ("test", 8)):
+            prefix = str(folder / f"{split}.{'-'.join(languages)}.{language}")
+            builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", vocab_size=types)
+            for words in torch.randint(dictionary.nspecial, types, (count, _MEAN_LENGTH), generator=numbers):
+                words[-1] = dictionary.eos()
+                builder.add_item(words)
+            builder.finalize(f"{prefix}.idx")
 
 
 def read_training_set(data: Path, tokens_per_sample: int | None) -> LanguagePairDataset | MonolingualDataset:

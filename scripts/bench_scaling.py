@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 """How training speeds up with the number of GPUs, at the same global batch: tokens a second, and the same losses.
 
+  scripts/bench_scaling.py wmt16_en_de_lite_496 --gpus 1,2 --batches 16 common.bf16=true dataset.max_tokens=8192
   scripts/bench_scaling.py multi30k_en_de_lite --data data/multi30k_en_de/bin --gpus 1,2
-  scripts/bench_scaling.py NAME --data DIR --gpus 1,2,4 --record results/speed/scaling_NAME.json common.bf16=true
+  scripts/bench_scaling.py NAME --gpus 1,2,4 --record results/speed/scaling_NAME.json common.bf16=true
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --together      both at once, on three GPUs
   scripts/bench_scaling.py NAME --data DIR --gpus 1,2 --cpu          processes instead of GPUs
 
 Each count is one `lite-transformer train`; every update adds up the gradients of --batches batches, divided among the
 GPUs, so that every run computes the same updates. Speed is the median over the log's intervals of the second
-half: the first one captures CUDA graphs and reads the data for the first time.
+half: the first one captures CUDA graphs and reads the data for the first time. With --data, graphs of rare shapes are
+captured until the end of a short run; unless it is given, sentences are drawn, all of one length, as in a long one.
 """
 
 from __future__ import annotations
@@ -26,20 +28,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _bench_data import write_drawn_corpus
 from _benchmark import provenance, summary
 from tqdm import tqdm
 
 from data_prep.io import write_json
+from lite_transformer.training import find_config, load_config
 
 
-def train(count: int, args: argparse.Namespace, folder: Path, devices: str | None = None) -> list[dict[str, Any]]:
+def train(
+    count: int, args: argparse.Namespace, data: Path, folder: Path, devices: str | None = None
+) -> list[dict[str, Any]]:
     """What fairseq logged in each interval of a run with ``count`` processes: loss, tokens a second (wps), and more.
 
     ``devices`` are the GPUs it may use; None: all.
     """
     environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": devices}
     words = [
-        sys.executable, "-m", "lite_transformer.cli.main", "train", args.config, "--data", str(args.data),
+        sys.executable, "-m", "lite_transformer.cli.main", "train", args.config, "--data", str(data),
         "--save-dir", str(folder), *(["--cpu", "--processes"] if args.cpu else ["--gpus"]), str(count),
         f"optimization.max_update={args.updates}", f"optimization.update_freq=[{args.batches}]",
         f"common.log_interval={args.interval}", "common.log_format=json", "checkpoint.no_save=true",
@@ -54,15 +60,20 @@ def train(count: int, args: argparse.Namespace, folder: Path, devices: str | Non
 
 def train_all(args: argparse.Namespace, scratch: Path) -> Iterator[list[dict[str, Any]]]:
     """The runs' intervals, in the order of ``args.gpus``."""
+    data = args.data
+    if data is None:
+        task = load_config(find_config(args.config), args.overrides).task
+        data = scratch / "data"
+        write_drawn_corpus(data, (task.source_lang, task.target_lang), args.vocabulary, args.pairs, seed=1)
     if not args.together:
         for count in args.gpus:
-            yield train(count, args, scratch / str(count))
+            yield train(count, args, data, scratch / str(count))
         return
     free = iter(args.devices)
     places = [",".join(next(free) for _ in range(count)) for count in args.gpus]
     with ThreadPoolExecutor(len(places)) as pool:
         runs = zip(args.gpus, places, strict=True)
-        waiting = [pool.submit(train, count, args, scratch / str(count), place) for count, place in runs]
+        waiting = [pool.submit(train, count, args, data, scratch / str(count), place) for count, place in runs]
         for run in waiting:
             yield run.result()
 
@@ -71,7 +82,9 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", help="name of an experiment in configs/")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="options to change")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="binarized data")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="binarized data; drawn sentences unless given")
+    parser.add_argument("--vocabulary", type=int, default=32768, metavar="N", help="types drawn (default 32768)")
+    parser.add_argument("--pairs", type=int, default=200_000, metavar="N", help="of sentences drawn (default 200000)")
     parser.add_argument("--gpus", default="1,2", metavar="N[,N...]", help="counts to compare (default 1,2)")
     parser.add_argument("--batches", type=int, metavar="N", help="of an update (default: the fewest all counts divide)")
     parser.add_argument("--updates", type=int, default=400, metavar="N", help="of each run (default 400)")

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from lite_transformer.training import check_data, find_config, load_config
 from tests.helpers.commands import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import _bench_data
 import _benchmark
 import bench_scaling
 
@@ -32,6 +34,26 @@ def test_a_training_is_read_from_its_log(tiny_data, tmp_path, monkeypatch, capsy
     assert len(result["losses"]) == 4 and len(result["tokens_per_second"]["samples"]) == 2
     assert result["tokens_per_second"]["median"] > result["updates_per_second"]["median"] > 0
     assert "1 processes: " in capsys.readouterr().out
+
+
+def test_sentences_are_drawn_unless_there_are_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_scaling, "provenance", lambda *_: {})
+    shapes = []
+
+    def look(count, args, data, folder, devices=None):
+        config = load_config(find_config(args.config), args.overrides, {"task.data": str(data)})
+        check_data(config, args.config)
+        dataset = _bench_data.read_training_set(data, None)
+        shapes.append((len(dataset), len(dataset.src_dict), set(dataset.src_sizes), set(dataset.tgt_sizes)))
+        return [{"wps": "1", "ups": "1", "loss": "1"}] * 4
+
+    monkeypatch.setattr(bench_scaling, "train", look)
+    record = tmp_path / "scaling.json"
+    words = ["multi30k_en_de_lite", "--vocabulary", "50", "--pairs", "60", "--gpus", "1", "--record", str(record)]
+    assert bench_scaling.main([*words, *SMALL]) == 0
+    assert shapes == [(60, 50, {25}, {25})]
+    (result,) = json.loads(record.read_text())["results"]
+    assert len(result["losses"]) == 4
 
 
 def test_counts_are_compared_at_one_batch_over_the_second_half(monkeypatch, tmp_path):
