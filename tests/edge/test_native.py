@@ -332,6 +332,28 @@ def test_equal_words_come_in_the_order_of_their_numbers(tmp_path, monkeypatch):
         assert len(same) >= count - 4 and same == list(range(4, 4 + len(same)))
 
 
+@needs_native
+@pytest.mark.parametrize("count", [9, 70])  # kept while they are found, and sorted in the end
+def test_the_likeliest_of_many_words(count, tmp_path, monkeypatch):
+    """Words that several pieces look through, some of them equal, with one thread and with two."""
+    loaded = loaded_model(target_words=5000, seed=4)
+    weight = loaded.models[0].decoder.output_projection.weight.data
+    words = len(weight)
+    rng = np.random.default_rng(5)
+    weight[4:] = weight[torch.from_numpy(rng.integers(4, 400, words - 4))]
+    monkeypatch.setattr(exporting, "check_parity", lambda *_: {})  # torch puts equal words in any order
+    folder = exported(loaded, tmp_path)
+    engines = [NativeEngine(folder, read_manifest(folder), threads) for threads in (1, 2)]
+    found = [decode(engine, sources(count=3), 3, 6, count) for engine in engines]
+    everything = decode(engines[0], sources(count=3), 3, 1, words)[0]
+    best = np.argsort(-everything.scores, axis=-1, kind="stable")
+    assert (everything.tokens[..., 1:] > everything.tokens[..., :-1])[np.diff(everything.scores) == 0].all()
+    np.testing.assert_array_equal(found[0][0].tokens, np.take_along_axis(everything.tokens, best, -1)[..., :count])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.tokens, two.tokens)
+        np.testing.assert_array_equal(one.scores, two.scores)
+
+
 # --- which engine runs -----------------------------------------------------------------------------------------------
 
 

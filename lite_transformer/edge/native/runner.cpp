@@ -1,6 +1,7 @@
 #include "runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -16,7 +17,7 @@ constexpr size_t kProduct = 12;          // of floats
 constexpr size_t kCoded = 80;            // a float that becomes a code
 constexpr size_t kNormed = 50;           // a float that is normalised
 constexpr int kRowTile = 128;            // rows whose codes stay in the cache while weights pass
-constexpr int kChunk = 4096;             // words of which one piece finds the likeliest
+constexpr int kChunk = 1024;             // words of which one piece computes and finds the likeliest; whole blocks
 constexpr int kMostSorted = 64;          // candidates that are found by insertion
 
 using Candidate = std::pair<float, int>;
@@ -251,17 +252,7 @@ void Runner::linears(const std::vector<Job>& jobs, int rows) {
         const Piece& piece = pieces[size_t(number) / tiles];
         const Job& job = *piece.job;
         const int row = number % tiles * kRowTile, count = std::min(kRowTile, rows - row);
-        const PackedView view = job.w->view();
-        float* y = job.y + row * job.y_stride;
-        if (job.w->is_int8) {
-            const size_t stride = size_t(fours(view.in)) * 4;
-            const CodedRows x{job.x->codes.data() + row * stride, stride, job.x->scale.data() + row,
-                              job.x->zero.data() + row};
-            kernels_.linear_int8(view, x, count, piece.first, piece.last, job.relu, y, job.y_stride);
-        } else {
-            kernels_.linear_fp32(view, job.x->x + row * job.x->stride, job.x->stride, count, piece.first, piece.last,
-                                 job.relu, y, job.y_stride);
-        }
+        compute(job, row, count, piece.first, piece.last);
     });
 }
 
@@ -596,12 +587,7 @@ void Runner::step(State& state, const int64_t* tokens, const int64_t* order, con
         layer(side.layers[i], side, rows, memory);
     }
     if (side.final_norm) normalise(side.final_norm, x_.data(), nullptr, side.dim, rows);
-    Input input;
-    input.x = x_.data();
-    input.stride = size_t(side.dim);
-    grow(hidden_, size_t(rows) * projection.out);
-    linears({{&projection, &input, hidden_.data(), size_t(projection.out), false}}, rows);
-    choose(hidden_.data(), state, projection.out, rows, count, scores, found, end_scores);
+    choose(projection, state, rows, count, scores, found, end_scores);
     state.history = std::move(history);
     state.alive = std::move(alive);
     state.rows = rows;
@@ -609,39 +595,77 @@ void Runner::step(State& state, const int64_t* tokens, const int64_t* order, con
     state.is_broken = false;
 }
 
-// The likeliest words of each row of logits, by log-probability; of equal ones the first.
-void Runner::choose(const float* logits, const State& state, int width, int rows, int count, float* scores,
-                    int64_t* found, float* end_scores) {
-    const int chunks = (width + kChunk - 1) / kChunk;
+// A block of a layer's outputs, of some rows.
+void Runner::compute(const Job& job, int first_row, int rows, int first, int last) {
+    const PackedView view = job.w->view();
+    float* y = job.y + first_row * job.y_stride;
+    if (job.w->is_int8) {
+        const size_t stride = size_t(fours(job.w->in)) * 4;
+        const CodedRows x{job.x->codes.data() + first_row * stride, stride, job.x->scale.data() + first_row,
+                          job.x->zero.data() + first_row};
+        kernels_.linear_int8(view, x, rows, first, last, job.relu, y, job.y_stride);
+    } else {
+        kernels_.linear_fp32(view, job.x->x + first_row * job.x->stride, job.x->stride, rows, first, last, job.relu, y,
+                             job.y_stride);
+    }
+}
+
+// The likeliest words of each row of x_, by log-probability; of equal ones the first. Who computes the logits of some
+// words looks for the likeliest of them at once, while they are in its cache.
+void Runner::choose(const Linear& projection, const State& state, int rows, int count, float* scores, int64_t* found,
+                    float* end_scores) {
+    const int width = projection.out, chunks = (width + kChunk - 1) / kChunk;
     const bool is_sorted = count <= kMostSorted;
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
     struct Part {
         float largest, sum;
         int count;
-        Candidate best[kMostSorted];
     };
     std::vector<Part> parts(size_t(rows) * chunks);
-    const auto look = [&](int number) {
-        Part& part = parts[size_t(number)];
-        const int first = number % chunks * kChunk, size = std::min(kChunk, width - first);
-        const float* x = logits + size_t(number / chunks) * width + first;
+    std::vector<Candidate> likeliest(is_sorted ? parts.size() * count : 0);
+    // of each row: below it, no word is among the likeliest
+    const std::unique_ptr<std::atomic<float>[]> bounds(new std::atomic<float>[size_t(rows)]);
+    for (int row = 0; row < rows; ++row) bounds[size_t(row)].store(kNone, std::memory_order_relaxed);
+    Input input;
+    input.x = x_.data();
+    input.stride = size_t(model_->decoder.dim);
+    grow(hidden_, size_t(rows) * width);
+    float* const logits = hidden_.data();
+    const Job job{&projection, &input, logits, size_t(width), false};
+    if (begin_codes(job, rows))
+        each_row(rows, kCoded * projection.in, 0, 0,
+                 [&](int row, float*, const float**) { code_row(input, row); });
+    const auto look = [&](int row, int chunk) {
+        Part& part = parts[size_t(row) * chunks + chunk];
+        const int first = chunk * kChunk, size = std::min(kChunk, width - first);
+        const float* x = logits + size_t(row) * width + first;
         kernels_.exp_sum(x, size, &part.largest, &part.sum);
         part.count = 0;
         if (!is_sorted) return;
-        float threshold = -std::numeric_limits<float>::infinity();
+        Candidate* const best = likeliest.data() + (size_t(row) * chunks + chunk) * count;
+        float threshold = bounds[size_t(row)].load(std::memory_order_relaxed);
         for (int i = kernels_.next_above(x, 0, size, threshold); i < size;
              i = kernels_.next_above(x, i + 1, size, threshold)) {
             if (part.count < count) ++part.count;
             int place = part.count - 1;
-            for (; place > 0 && part.best[place - 1].first < x[i]; --place) part.best[place] = part.best[place - 1];
-            part.best[place] = {x[i], first + i};
-            if (part.count == count) threshold = part.best[count - 1].first;
+            for (; place > 0 && best[place - 1].first < x[i]; --place) best[place] = best[place - 1];
+            best[place] = {x[i], first + i};
+            if (part.count == count) threshold = best[count - 1].first;
+        }
+        if (part.count < count) return;
+        // one below: of equal words elsewhere, the first is wanted
+        const float bound = std::nextafter(threshold, kNone);
+        float known = bounds[size_t(row)].load(std::memory_order_relaxed);
+        while (known < bound && !bounds[size_t(row)].compare_exchange_weak(known, bound, std::memory_order_relaxed)) {
         }
     };
-    if (size_t(rows) * width * 8 >= kWorthSharing) {
-        pool_.run(rows * chunks, look);
-    } else {
-        for (int number = 0; number < rows * chunks; ++number) look(number);
-    }
+    const int tiles = (rows + kRowTile - 1) / kRowTile;
+    pool_.run(chunks * tiles, [&](int number) {
+        const int chunk = number / tiles, row = number % tiles * kRowTile, some = std::min(kRowTile, rows - row);
+        const int first = chunk * (kChunk / kBlock), last = std::min(first + kChunk / kBlock, blocks(width));
+        compute(job, row, some, first, last);
+        for (int r = row; r < row + some; ++r) look(r, chunk);
+    });
     int end = model_->end;
     if (state.words) end = int(std::lower_bound(state.words->begin(), state.words->end(), end) - state.words->begin());
     std::vector<Candidate> all;
@@ -652,13 +676,15 @@ void Runner::choose(const float* logits, const State& state, int width, int rows
         for (int i = 1; i < chunks; ++i) largest = std::max(largest, own[i].largest);
         for (int i = 0; i < chunks; ++i) sum += own[i].sum * std::exp(own[i].largest - largest);
         const float normaliser = largest + std::log(sum);
-        if (!std::isfinite(normaliser)) throw Problem("log-probabilities are not finite numbers");
         all.clear();
         if (is_sorted) {
-            for (int i = 0; i < chunks; ++i) all.insert(all.end(), own[i].best, own[i].best + own[i].count);
+            const Candidate* best = likeliest.data() + size_t(row) * chunks * count;
+            for (int i = 0; i < chunks; ++i, best += count) all.insert(all.end(), best, best + own[i].count);
         } else {
             for (int i = 0; i < width; ++i) all.emplace_back(x[i], i);
         }
+        if (!std::isfinite(normaliser) || int(all.size()) < count)
+            throw Problem("log-probabilities are not finite numbers");
         std::partial_sort(all.begin(), all.begin() + count, all.end(), is_better);
         for (int i = 0; i < count; ++i) {
             scores[size_t(row) * count + i] = all[size_t(i)].first - normaliser;

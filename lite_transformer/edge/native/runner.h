@@ -83,7 +83,8 @@ class Runner {
     void normalise(const Norm& norm, float* x, const float* residual, int dim, int rows);
     template <typename Block>
     void sublayer(const Norm& norm, const Side& side, int rows, const Block& block);
-    void choose(const float* logits, const State& state, int width, int rows, int count, float* scores, int64_t* found,
+    void compute(const Job& job, int first_row, int rows, int first, int last);
+    void choose(const Linear& projection, const State& state, int rows, int count, float* scores, int64_t* found,
                 float* end_scores);
 
     std::unique_ptr<Model> model_;
