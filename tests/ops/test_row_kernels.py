@@ -128,7 +128,7 @@ def test_column_sums_of_any_strides(layout, dtype):
         right = value.double().reshape(-1, 70).sum(0)
         found = bias_ops.column_sum(value)
         assert found.dtype == dtype
-        assert relative_error(found, right) < torch.finfo(dtype).eps
+        assert relative_error(found, right) < 4 * torch.finfo(dtype).eps
 
 
 def test_column_sums_of_nothing_are_zero():
