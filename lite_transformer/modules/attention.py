@@ -79,40 +79,39 @@ class MultiheadAttention(IncrementalModule):
         length, batch, _ = x.shape
         return x.view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
 
-    def _together(self, *projections: nn.Linear, and_out: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weight and bias of several projections as one, and the output projection's weight if asked for.
+    def _together(self, *projections: nn.Linear) -> dict[str, Tensor]:
+        """Weight and bias of several projections as one.
 
         On a GPU the R outputs of a head are rounded up to a multiple of 8 and filled with zeros: attention with a mask
         needs it, or falls back to several passes over (T, S) scores. Padding weights is cheaper than activations.
         """
-        width = self.head_dim + (-self.head_dim % 8 if _fuses(self.q_proj.weight) else 0)
-        return ops.join_heads(
-            [projection.weight for projection in projections],
-            [projection.bias for projection in projections],
-            self.out_proj.weight if and_out else None,
-            self.num_heads,
-            width,
-            backend=self.backend,
-        )
+        weight = torch.cat([projection.weight for projection in projections])  # (rows * R, C')
+        bias = torch.cat([projection.bias for projection in projections])
+        extra = -self.head_dim % 8 if _fuses(weight) else 0
+        if extra:
+            rows = len(projections) * self.num_heads
+            weight = F.pad(weight.view(rows, self.head_dim, -1), (0, 0, 0, extra)).flatten(0, 1)
+            bias = F.pad(bias.view(rows, self.head_dim), (0, extra)).flatten()
+        return {"weight": weight, "bias": bias}
 
-    def _project_together(self, x: Tensor, weight: Tensor, bias: Tensor, count: int) -> tuple[Tensor, ...]:
+    def _project_together(self, x: Tensor, together: Mapping[str, Tensor], count: int) -> tuple[Tensor, ...]:
         """(N, B, C') -> ``count`` times (B, H, N, R'): projections in one matrix product.
 
         They are cut as columns of its rows, and so their gradients come back: attention kernels write those in the
         layout of what they were given, and one copy lays them side by side.
         """
-        projected = ops.linear(x.flatten(0, 1), weight, bias, backend=self.backend)
+        projected = ops.linear(x.flatten(0, 1), together["weight"], together["bias"], backend=self.backend)
         parts = projected.chunk(count, dim=1) if count > 1 else (projected,)
         return tuple(part.view(*x.shape[:2], self.num_heads, -1).permute(1, 2, 0, 3) for part in parts)
 
-    def _project_out(self, out: Tensor, weight: Tensor | None) -> Tensor:
-        """(B, H, T, R') -> (T, B, C). Where heads are padded, so is the weight that is given here."""
-        rows = out.permute(2, 0, 1, 3).reshape(out.size(2) * out.size(0), -1)
-        if weight is None:
-            projected = self.out_proj(rows)
-        else:
-            projected = ops.linear(rows, weight, self.out_proj.bias, backend=self.backend)
-        return projected.unflatten(0, (out.size(2), -1))
+    def _project_out(self, out: Tensor) -> Tensor:
+        """(B, H, T, R') -> (T, B, C). Where heads are padded so are the columns of the weights, not the output cut."""
+        length, extra = out.size(2), out.size(3) - self.head_dim
+        rows = out.permute(2, 0, 1, 3).reshape(length * out.size(0), -1)
+        if not extra:
+            return self.out_proj(rows).unflatten(0, (length, -1))
+        weight = F.pad(self.out_proj.weight.unflatten(1, (self.num_heads, self.head_dim)), (0, extra)).flatten(1)
+        return ops.linear(rows, weight, self.out_proj.bias, backend=self.backend).unflatten(0, (length, -1))
 
     def forward(
         self,
@@ -142,7 +141,7 @@ class MultiheadAttention(IncrementalModule):
         only_causal = False
         if incremental_state is None:
             assert key is not None and value is not None
-            q, k, v, out_weight = self._project(query, key, value)
+            q, k, v = self._project(query, key, value)
             scale = 1 / math.sqrt(self.head_dim)
             only_causal = isinstance(attn_mask, str) and attn_mask == CAUSAL and key_padding_mask is None
             if not only_causal or need_weights or need_head_weights:
@@ -151,7 +150,6 @@ class MultiheadAttention(IncrementalModule):
         else:
             constants = self.constants(incremental_state, lambda: self._step_constants(static_kv))
             scale = 1.0  # the constants have it
-            out_weight = constants["out_weight"].t()
             if static_kv:
                 q = self._step_projections(query, constants, 1)[0]
                 k, v, hidden, attend = self._source_keys(key, value, key_padding_mask, incremental_state)
@@ -179,29 +177,24 @@ class MultiheadAttention(IncrementalModule):
             )
             from_cache = static_kv and incremental_state is not None  # has zeros there already
             if hidden is not None and not from_cache and _fuses(query):
-                # some of the GPU's half-precision kernels average over hidden keys where there are no others; unlike
-                # `masked_fill`, this leaves the output in its layout
-                out = torch.where(hidden.all(dim=-1, keepdim=True), 0.0, out)
-        return self._project_out(out, out_weight), weights
+                # some of the GPU's half-precision kernels average over hidden keys where there are no others
+                out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
+        return self._project_out(out), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Of whole sequences: queries, keys and values (B, H, N, R), and the output's weight if that is padded."""
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, N, R) of whole sequences."""
         if not (key is value and self.fuse_projections and _fuses(query)):
             return (
                 self._split_heads(by_rows(self.q_proj, query)),
                 self._split_heads(by_rows(self.k_proj, key)),
                 self._split_heads(by_rows(self.v_proj, value)),
-                None,
             )
         if key is query:
-            weight, bias, out_weight = self._together(self.q_proj, self.k_proj, self.v_proj, and_out=True)
-            q, k, v = self._project_together(query, weight, bias, 3)
+            q, k, v = self._project_together(query, self._together(self.q_proj, self.k_proj, self.v_proj), 3)
         else:
-            weight, bias, out_weight = self._together(self.q_proj, and_out=True)
-            (q,) = self._project_together(query, weight, bias, 1)
-            weight, bias, _ = self._together(self.k_proj, self.v_proj)
-            k, v = self._project_together(key, weight, bias, 2)
-        return q, k, v, out_weight
+            (q,) = self._project_together(query, self._together(self.q_proj), 1)
+            k, v = self._project_together(key, self._together(self.k_proj, self.v_proj), 2)
+        return q, k, v
 
     def _step_constants(self, static_kv: bool) -> dict[str, Tensor]:
         """The projections of a decoding step as matrices that one product takes: the fewest operations count there.
@@ -210,13 +203,16 @@ class MultiheadAttention(IncrementalModule):
         divided by sqrt(R); ``out_weight`` (H * R', C) and ``out_bias`` (C).
         """
         projections = [self.q_proj] if static_kv else [self.q_proj, self.k_proj, self.v_proj]
-        weight, bias, out_weight = self._together(*projections, and_out=True)
-        weight = weight.unflatten(0, (len(projections), -1)).transpose(1, 2).contiguous()
-        bias = bias.view(len(projections), 1, -1).clone()
+        together = self._together(*projections)
+        weight = together["weight"].unflatten(0, (len(projections), -1)).transpose(1, 2).contiguous()
+        bias = together["bias"].view(len(projections), 1, -1).clone()
         weight[0] /= math.sqrt(self.head_dim)
         bias[0] /= math.sqrt(self.head_dim)
-        assert out_weight is not None
-        out_weight = out_weight.t()
+        out_weight = self.out_proj.weight.t()
+        extra = weight.size(2) // self.num_heads - self.head_dim
+        if extra:
+            heads = out_weight.unflatten(0, (self.num_heads, self.head_dim))
+            out_weight = F.pad(heads, (0, 0, 0, extra)).flatten(0, 1)
         return {"weight": weight, "bias": bias, "out_weight": out_weight, "out_bias": self.out_proj.bias}
 
     def _step_projections(self, query: Tensor, constants: Mapping[str, Tensor], count: int) -> Tensor:
@@ -265,7 +261,7 @@ class MultiheadAttention(IncrementalModule):
         source = self.read_source(incremental_state)
         if not source:
             assert key is not None and key is value
-            keys_values = torch.stack(self._project_together(key, *self._together(self.k_proj, self.v_proj)[:2], 2))
+            keys_values = torch.stack(self._project_together(key, self._together(self.k_proj, self.v_proj), 2))
             source = {"keys_values": keys_values, "padding": None, "bias": None}
             if key_padding_mask is not None:
                 padding = key_padding_mask.bool()[:, None, None, :]

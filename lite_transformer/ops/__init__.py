@@ -7,7 +7,6 @@ from lite_transformer.ops.backends import BACKENDS
 from lite_transformer.ops.bias import linear, uses_row_kernels
 from lite_transformer.ops.convolution import dynamic_conv, lightweight_conv
 from lite_transformer.ops.cross_entropy import label_smoothed_cross_entropy
-from lite_transformer.ops.heads import join_heads
 from lite_transformer.ops.reference import dynamic_conv_step, lightweight_conv_step
 from lite_transformer.ops.residual import draw_seeds, dropout_add, residual_norm
 
@@ -17,7 +16,6 @@ __all__ = [
     "dropout_add",
     "dynamic_conv",
     "dynamic_conv_step",
-    "join_heads",
     "label_smoothed_cross_entropy",
     "lightweight_conv",
     "lightweight_conv_step",

@@ -286,61 +286,6 @@ def test_every_element_is_written(channels):
         torch.use_deterministic_algorithms(False)
 
 
-# --- the weights of attention --------------------------------------------------------------------------------------
-
-
-def head_tensors(count, with_out, dtype=torch.float32):
-    """Projections to two heads of three channels from seven, their biases, and one from the heads to five."""
-    torch.manual_seed(0)
-    shapes = [(6, 7)] * count + [(6,)] * count + [(5, 6)] * with_out
-    return [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
-
-
-def joined(given, count, width, backend):
-    out = given[2 * count] if len(given) > 2 * count else None
-    results = ops.join_heads(given[:count], given[count : 2 * count], out, 2, width, backend=backend)
-    return [value for value in results if value is not None]
-
-
-@pytest.mark.parametrize("with_out", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("width", [3, 8])
-def test_joined_heads(count, width, with_out):
-    """Nothing is computed, so both ways agree to the last bit."""
-    given = head_tensors(count, with_out, torch.float16 if width == 8 else torch.float32)
-    found = []
-    for backend in ("reference", "triton"):
-        results = joined(given, count, width, backend)
-        assert len(results) == 2 + with_out
-        torch.manual_seed(1)
-        upstream = [torch.randn_like(result) for result in results]
-        found.append([*results, *torch.autograd.grad(results, given, upstream)])
-    assert found[0][0].shape == (count * 2 * width, 7)
-    for mine, right in zip(found[1], found[0], strict=True):
-        assert_same(mine, right, 0)
-
-
-def test_a_gradient_that_never_comes_is_zero():
-    given = head_tensors(2, True)
-    found = torch.autograd.grad(joined(given, 2, 8, "triton")[0].sum(), given)
-    assert [bool(gradient.any()) for gradient in found] == [True, True, False, False, False]
-
-
-def test_joined_heads_as_operators():
-    given = [value.detach() for value in head_tensors(3, True)]
-    join, part = torch.ops.lite_transformer.join_heads.default, torch.ops.lite_transformer.part_heads.default
-    torch.library.opcheck(join, (given, 3, 2, 8))
-    torch.library.opcheck(join, (given[:6], 3, 2, 3))
-    results = join(given, 3, 2, 8)
-    torch.library.opcheck(part, (*results, 3, 2, 3))
-    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
-    try:
-        for result in (*join(given, 3, 2, 8), *part(*results, 3, 2, 3)):
-            assert not torch.isnan(result).any()
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 # --- the reference -------------------------------------------------------------------------------------------------
 
 
