@@ -153,6 +153,8 @@ def test_each_sum_has_its_gradient(weights):
     logits.requires_grad_()
     loss, nll = ops.label_smoothed_cross_entropy(logits, target, epsilon=0.1, ignore_index=PAD, backend="triton")
     alone = [torch.autograd.grad(result, logits, retain_graph=True)[0] for result in (loss, nll)]
+    rows, flat = logits.flatten(0, 1), target.flatten()
+    assert not cross_entropy.cross_entropy(rows, flat, 0.1, PAD)[2].requires_grad
     total = sum(weight * gradient for weight, gradient in zip(weights, alone, strict=True))
     assert_same(total, case.run(torch.float32, "triton", weights=weights)[2], 1e-6 * max(map(abs, weights)))
 
