@@ -12,10 +12,12 @@ namespace lt {
 namespace {
 
 // Costs are in int8 multiply-adds, or as much time as one takes: measured with AVX2.
-constexpr size_t kWorthSharing = 60000;  // about a microsecond
-constexpr size_t kProduct = 12;          // of floats
-constexpr size_t kCoded = 80;            // a float that becomes a code
-constexpr size_t kNormed = 50;           // a float that is normalised
+// Between processors that share no cache, handing over a piece and getting its result takes some two microseconds.
+constexpr size_t kWorthSharing = 240000;  // about three
+constexpr size_t kPiece = 480000;
+constexpr size_t kProduct = 12;  // of floats
+constexpr size_t kCoded = 80;    // a float that becomes a code
+constexpr size_t kNormed = 50;   // a float that is normalised
 constexpr int kRowTile = 128;            // rows whose codes stay in the cache while weights pass
 constexpr int kChunk = 1024;             // words of which one piece computes and finds the likeliest; whole blocks
 constexpr int kMostSorted = 64;          // candidates that are found by insertion
@@ -184,11 +186,16 @@ class StepMemory : public Memory {
 Runner::Runner(std::unique_ptr<Model> model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), pool_(threads) {}
 
+// Into how many pieces to cut work: no more than needed, for each is handed over.
+int Runner::pieces_of(size_t cost) const {
+    if (pool_.sharing() == 1 || cost < kWorthSharing) return 1;
+    return int(std::max(size_t(pool_.sharing()), cost / kPiece));
+}
+
 // work(row, floats, pointers) for every row; cost: of a row. Each piece has memory of its own.
 template <typename Work>
 void Runner::each_row(int rows, size_t cost, size_t floats, size_t pointers, const Work& work) {
-    int pieces = 1;
-    if (pool_.sharing() > 1 && size_t(rows) * cost >= 2 * kWorthSharing) pieces = std::min(rows, 4 * pool_.sharing());
+    const int pieces = std::min(rows, pieces_of(size_t(rows) * cost));
     floats = (floats + 15) / 16 * 16;
     pointers = (pointers + 7) / 8 * 8;
     grow(floats_, pieces * floats);
@@ -229,17 +236,15 @@ void Runner::linears(const std::vector<Job>& jobs, int rows) {
             uncoded.push_back(job.x);
             coding += kCoded * job.w->in;
         }
-        cost += size_t(rows) * job.w->in * job.w->out;
+        cost += size_t(rows + 1) * job.w->in * job.w->out;  // reading the weights takes as long as a row does
         all_blocks += blocks(job.w->out);
     }
     if (!uncoded.empty())
         each_row(rows, coding, 0, 0, [&](int row, float*, const float**) {
             for (Input* input : uncoded) code_row(*input, row);
         });
-    const bool is_shared = pool_.sharing() > 1 && cost >= kWorthSharing;
     const int tiles = (rows + kRowTile - 1) / kRowTile;
-    const size_t wanted = is_shared ? std::max(size_t(4 * pool_.sharing()), cost / (4 * kWorthSharing)) : 1;
-    const int group = int((all_blocks + wanted - 1) / wanted);
+    const int wanted = pieces_of(cost), group = (int(all_blocks) + wanted - 1) / wanted;
     struct Piece {
         const Job* job;
         int first, last;

@@ -71,6 +71,7 @@ class Runner {
         bool relu;
     };
 
+    int pieces_of(size_t cost) const;
     template <typename Work>
     void each_row(int rows, size_t cost, size_t floats, size_t pointers, const Work& work);
     void linears(const std::vector<Job>& jobs, int rows);
