@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from tests.helpers import commands
 
 # 21 is no multiple of 8: fairseq's default batching would drop the last sentences.
 TINY_SIZES = {"train": 96, "valid": 21, "test": 21}
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """No tf32 on a GPU. Set by hand: pytest's monkeypatch, in the end, would delete what torch computes."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from tests.models.graph_cases import build, gradients, loss_of, sample
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("exact_products"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
@@ -22,11 +23,6 @@ PRECISIONS = {
     "bf16": (torch.bfloat16, False, 6e-2),
     "amp": (torch.float32, True, 2e-2),
 }
-
-
-@pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def on_gpu(family, dtype=torch.float32, **options):

@@ -98,9 +98,9 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 
 @pytest.mark.parametrize("precision", [pytest.param(name, marks=GPU) for name in ("fp32", "bf16", "amp")])
 @pytest.mark.parametrize("family", ["lite", "transformer"])
-def test_on_a_gpu(family, precision, caplog, monkeypatch):
+@pytest.mark.usefixtures("exact_products")
+def test_on_a_gpu(family, precision, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model, plain = (build(family, cuda_graphs=graphs).to("cuda", dtype) for graphs in ("auto", "off"))
     exact = build(family, cuda_graphs="off")

@@ -14,16 +14,11 @@ from tests.helpers.models import TINY_LM, randomize_biases, tiny_model, tiny_tas
 from tests.models.graph_cases import gradients, loss_of, sample
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 LM_BASELINE = {name: value for name, value in TINY_LM.items() if name != "decoder_kernel_sizes"}
-
-
-@pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    if DEVICE == "cuda":
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.fixture

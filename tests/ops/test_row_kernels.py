@@ -147,9 +147,20 @@ def test_residual_and_norm(shape, layout, residual):
     check_norm(shape, layout=layout, residual=residual)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 1025])  # blocks are powers of two, of 16 at least
+@pytest.mark.parametrize("channels", [3, 17, 1025])  # blocks are powers of two, of 16 at least
 def test_norms_of_any_width(channels):
     check_norm((3, 2, channels))
+
+
+def test_the_norm_of_one_channel_is_its_bias():
+    """Its gradient is zero, but for what rounding leaves of a difference, times 1 / sqrt(eps)."""
+    x, residual, grad, grad_summed = (normal((3, 2, 1), torch.float32, "dense", seed) for seed in range(4))
+    x, residual = x.requires_grad_(), residual.requires_grad_()
+    weight, bias = torch.tensor([[1.7], [0.3]], device=DEVICE)
+    normed, summed = ops.residual_norm(x, residual, weight, bias, backend="triton")
+    assert_same(normed, bias.expand(3, 2, 1), 0)
+    for found in torch.autograd.grad((normed, summed), (x, residual), (grad, grad_summed)):
+        assert_same(found, grad_summed, 1e-3)
 
 
 def test_a_program_takes_several_tiles_of_rows(monkeypatch):
