@@ -194,7 +194,9 @@ class BranchOptions(FlatConfig):
         "xavier", "initial scale of the feed-forward layers; widened: as if they widened by two (IWSLT)"
     )
     conv_backend: ChoiceEnum(["auto", "triton", "reference"]) = _option(  # type: ignore[valid-type]
-        "auto", "what computes the convolutions: the Triton kernels on a GPU, or plain torch; same results"
+        "auto",
+        "what computes the convolutions and, in training, bias gradients, residuals and layer norms: the Triton "
+        "kernels on a GPU, or plain torch; same results",
     )
 
     def _fill_in_branches(self, side: str, default_kernels: Callable[[int], list[int]]) -> None:
