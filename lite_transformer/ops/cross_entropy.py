@@ -111,6 +111,12 @@ cross_entropy_backward = torch.ops.lite_transformer.cross_entropy_backward.defau
 @torch.library.impl("lite_transformer::cross_entropy", ("CUDA", "CPU"))
 def _forward(logits: Tensor, target: Tensor, epsilon: float, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The fused forward pass: both sums and what the backward pass needs of the softmax."""
+    if logits.size(0) == 0:
+        return (
+            logits.new_zeros((), dtype=torch.float32),
+            logits.new_zeros((), dtype=torch.float32),
+            logits.new_empty((0, 2), dtype=torch.float32),
+        )
     from lite_transformer.ops import triton_cross_entropy
 
     with on_device_of(logits):
@@ -137,6 +143,8 @@ def _backward(
     ignore_index: int | None,
 ) -> Tensor:
     """The fused backward pass: the gradient of the logits."""
+    if logits.size(0) == 0:
+        return logits.new_zeros(logits.shape)
     from lite_transformer.ops import triton_cross_entropy
 
     with on_device_of(logits):

@@ -174,7 +174,9 @@ def test_losses_on_a_gpu_are_logged_unread(monkeypatch):
         patch.setattr(torch.Tensor, "is_cuda", True)
         found = logged(adaptive.AdaptiveLoss, losses)
     assert asked.count == 0
-    assert found.get_smoothed_values() == pytest.approx(expected)
+    values = found.get_smoothed_values()
+    assert values == pytest.approx(expected)
+    assert all(isinstance(value, (int, float)) for value in values.values())
 
 
 # --- the trainer ---------------------------------------------------------------------------------------------------

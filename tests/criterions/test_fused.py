@@ -118,8 +118,10 @@ def test_losses_and_gradients_are_fairseqs(kind, name, kernels):
 )
 def test_options(options, kernels):
     model = MODELS["lite"]().to(DEVICE)
-    compare(model, criterion(loss_backend="triton", **options), criterion(loss_backend="reference", **options))
+    theirs = FairseqsSmoothed(tiny_task(), **({"sentence_avg": False, "label_smoothing": 0.1} | options))
+    compare(model, criterion(loss_backend="triton", **options), theirs)
     assert len(kernels) == 1
+    compare(model, criterion(loss_backend="reference", **options), theirs, 0)
 
 
 def test_a_prefix_that_is_ignored_stays_in_the_batch():
@@ -163,6 +165,8 @@ def test_an_adaptive_softmax_is_left_to_fairseq(kernels, monkeypatch, caplog):
     fused._log_obstacle.cache_clear()
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     with caplog.at_level(logging.INFO, "lite_transformer.criterions.fused"):
+        assert fused.logits_for_kernels(model, output, "reference") is None
+        assert not caplog.records
         for _ in range(2):
             assert fused.logits_for_kernels(model, output, "auto") is None
     assert [record.getMessage() for record in caplog.records] == [
