@@ -15,7 +15,7 @@ what the processors themselves give to as many threads, and one thread against i
 A sample translates sentences of 25 tokens into 25 that are forced, ends of sentences counted. With --shortlist N every
 system chooses among the same N tokens. Of trained models the test set is translated and scored as well.
 
-Needs: pip install 'lite-transformer[edge,bench]'.
+Needs, in the checkout: pip install -e '.[edge,bench]'.
 """
 
 from __future__ import annotations

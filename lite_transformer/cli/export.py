@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'lite-transformer[edge]'") from None
+        raise ConfigError(f"{error.name} is not installed: pip install onnx onnxruntime") from None
     with contextlib.ExitStack() as stack:
         checkpoint, data, search = _model(args, stack)
         logging.getLogger("fairseq").setLevel(logging.WARNING)

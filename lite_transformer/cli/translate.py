@@ -302,7 +302,8 @@ class ExportedTranslator:
             threads = 1 if args.threads is None else args.threads
             self._translator = Translator.load(args.model, threads, args.engine or "auto", args.shortlist)
         except ImportError as error:
-            raise ConfigError(f"{error.name} is not installed: pip install 'lite-transformer[edge]'") from None
+            missing = str(error.name).split(".")[0]
+            raise ConfigError(f"{missing} is not installed: pip install {missing}") from None
         asked = {"beam": args.beam, "lenpen": args.lenpen}
         self._options = {name: value for name, value in asked.items() if value is not None}
         self._translator.settings(**self._options)  # what cannot be is said before any line is read

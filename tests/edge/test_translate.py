@@ -65,3 +65,18 @@ def test_a_line_that_is_not_utf8_loses_no_other_line(tiny, translator, monkeypat
     words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     assert main(["translate", "--model", str(tiny.folder), *words]) == 2
     assert (tmp_path / "out").read_text(encoding="utf-8").splitlines() == expected
+
+
+def test_what_is_missing_is_named_as_pip_knows_it(tiny, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, out, err = run("", "--model", tiny.folder, "--engine", "portable")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "onnxruntime is not installed: pip install onnxruntime" in err
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
+def test_exporting_without_its_packages(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["export", str(tmp_path / "none.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{name} is not installed: pip install onnx onnxruntime" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
