@@ -141,10 +141,8 @@ class Exported:
         import numpy as np
 
         manifest, engine = self._translator.manifest, self._translator.engine
-        size = manifest.model["target_vocabulary"]
-        if allowed is not None:
-            engine.restrict(np.array(allowed, np.int64))
-            size = len(allowed)
+        engine.restrict(None if allowed is None else np.array(allowed, np.int64))  # a request before left its own
+        size = manifest.model["target_vocabulary"] if allowed is None else len(allowed)
         limits = {"max_len_b": MOST_TOKENS} if length is None else {"min_len": length - 1, "max_len_b": length - 1}
         settings = self._translator.settings(beam=beam, max_len_a=0, lenpen=1.0, **limits)
         found = self._search(engine, sources, settings, size, manifest.max_target_tokens)
