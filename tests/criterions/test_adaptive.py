@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -72,11 +72,13 @@ def test_the_loss_per_sentence(batch):
 
 def test_dropout_is_drawn_as_fairseq_draws_it(batch):
     model = tiny_language_model(adaptive_softmax_dropout=0.5).to(DEVICE).train()
-    values = []
+    softmax, values = model.decoder.adaptive_softmax, []
     for loss in (criterion(loss_backend="triton"), FairseqsLoss(tiny_task(), False)):
         torch.manual_seed(3)
         values.append(run(model, loss)[0])
+        softmax.forward = MethodType(AdaptiveSoftmax.forward, softmax)
     assert_same(*values, 1e-5)
+    assert not torch.equal(values[0], run(model.eval(), loss)[0])
 
 
 def test_losses_of_every_token_are_refused_as_by_fairseq(batch):
