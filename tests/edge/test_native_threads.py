@@ -88,8 +88,8 @@ def test_single_calls_that_take_long_do_not_change_a_decision(shared_calls):
     def slow() -> float:
         return 20.0 if rng.random() < 0.05 else 1.0
 
-    shared = shared_calls([(1.5 * slow(), slow()) for _ in range(CALLS)])
-    assert sum(shared) / CALLS > 0.9
+    runs = [shared_calls([(1.5 * slow(), slow()) for _ in range(CALLS)]) for _ in range(10)]
+    assert sum(map(sum, runs)) / (10 * CALLS) > 0.953
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="the native engine was not built")

@@ -1,10 +1,12 @@
 import importlib.util
+import itertools
 import json
 import sys
 
 import pytest
 
 from lite_transformer import speed
+from lite_transformer.edge import native
 from tests.helpers.commands import ROOT
 from tests.released import conftest as released
 
@@ -64,12 +66,77 @@ def test_systems_are_measured_recorded_and_shown(tmp_path, capsys):
     assert speed.render(tmp_path, "tiny").startswith("`scripts/bench_edge.py --models")
 
 
+def test_threads_are_held_against_one_and_against_the_processors(tmp_path, capsys, monkeypatch):
+    """With speeds that are given: one thread 10 before and 20 after, two threads 30."""
+    given = {1: itertools.cycle([10.0, 20.0]), 2: itertools.cycle([30.0])}
+    asked = []
+
+    def ask(process, **request):
+        if "products" in request:
+            asked.append(request["products"])
+            return {"multiply_adds_per_second": next(given[request["products"][0]])}
+        if "read" in request or "memory" in request:
+            return {"bytes_per_second": 1e9} if "read" in request else {}
+        tokens = sum(map(len, request["batches"])) * request["length"]
+        return {"seconds": tokens / next(given[process.threads])}
+
+    def start(process, system, errors):
+        process.threads, process.start = system.threads, {"load_seconds": 1.0, "start_to_first_token_seconds": 2.0}
+
+    monkeypatch.setattr(bench_edge.Process, "__init__", start)
+    monkeypatch.setattr(bench_edge.Process, "ask", ask)
+    monkeypatch.setattr(bench_edge.Process, "close", lambda process: None)
+    monkeypatch.setattr(bench_edge, "export_model", lambda *_: None)
+    words = [
+        *MODELS,
+        *SMALL,
+        "--systems",
+        "portable:tiny",
+        "--cases",
+        "1:1:1,1:1:2",
+        "--record",
+        str(tmp_path / "x.json"),
+    ]
+    assert bench_edge.main(words) == 0
+    record = json.loads((tmp_path / "x.json").read_text())
+    one, two = record["results"][0]["cases"]
+    assert "threads" not in one
+    for found in (
+        two["threads"],
+        record["machine_threads"]["2"]["products"],
+        record["machine_threads"]["2"]["reading"],
+    ):
+        assert found["ratio"]["samples"] == [2.0, 2.0] and set(found["one_against_one"]["samples"]) <= {2.0, 0.5}
+    assert two["tokens_per_second"]["median"] == pytest.approx(30)
+    size = bench_edge.SMALL_BYTES
+    assert asked[:6] == [[1, 8, size], [2, 8, 2 * size], [1, 8, size], *([n, 1, one["step_bytes"]] for n in (1, 2, 1))]
+    shown = capsys.readouterr().out
+    assert "2.00 (2.00 to 2.00; " in shown and "The processors give 2 threads 2.00" in shown
+
+
 def test_eager_pytorch_translates_into_as_many_tokens_as_are_forced():
     system = _edge_worker.System("pytorch", "", "lite_transformer_iwslt_de_en", 60, "", 1)
     request = {"batches": [[[5, 6, 7, 2], [9, 8, 2]]], "beam": 2, "length": 6, "allowed": None}
     found = _edge_worker.answer(_edge_worker.Eager(system), request)
     assert [len(tokens) for tokens in found["hypotheses"]] == [5, 5]
     assert found["seconds"] > 0
+
+
+@pytest.mark.parametrize("engine", ["portable", "native"])
+def test_a_shortlist_ends_with_the_request_that_had_it(engine, tmp_path):
+    if engine == "native" and native.compiled() is None:
+        pytest.skip("the native engine was not built")
+    bench_edge.export_model(
+        _edge_worker.random_model("lite_transformer_iwslt_de_en", 60), "", "int8", tmp_path / "model"
+    )
+    model = _edge_worker.Exported(_edge_worker.System(engine, str(tmp_path / "model"), "", 60, "", 1))
+    request = {"batches": [[[5, 6, 7, 2], [9, 8, 2]]], "beam": 2, "length": 6, "allowed": None}
+    before = _edge_worker.answer(model, request)["hypotheses"]
+    used = set(itertools.chain(*before))
+    allowed = [0, 1, 2, 3, *sorted({*range(4, 60)} - used)[:10]]
+    restricted = _edge_worker.answer(model, request | {"allowed": allowed})["hypotheses"]
+    assert set(itertools.chain(*restricted)) <= {*allowed} and restricted != before
+    assert _edge_worker.answer(model, request)["hypotheses"] == before
 
 
 def test_trained_models_are_scored_and_plotted(trained, tmp_path):
