@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -168,10 +169,14 @@ def converse(steps, model, *words, stdout=None):
         env=commands.environment(TERM="dumb", INPUTRC="/dev/null"), preexec_fn=lambda: take_terminal(other_end),
     )  # fmt: skip
     os.close(other_end)
-    shown, seen = b"", 0
-    for awaited, typed in steps:
+    shown, seen, typed = b"", 0, b""
+    for awaited, following in steps:
         while awaited not in shown[seen:]:
+            if typed == b"\x03" and not select.select([terminal], [], [], 3)[0]:
+                os.write(terminal, typed)  # the first came too early
+                continue
             shown += os.read(terminal, 1 << 16)
+        typed = following
         seen = len(shown)
         if typed == b"\x03":
             time.sleep(0.3)  # Python notices it only while it waits for a key, not while it takes one in
