@@ -1,4 +1,4 @@
-"""The choice of an implementation, the same for every operation that has fused kernels beside plain torch."""
+"""What all operations share that have fused kernels beside plain torch: the choice between them, layouts, seeds."""
 
 from __future__ import annotations
 
@@ -85,3 +85,18 @@ def _log_choice(obstacle: str | None, what: str, way_back: str) -> None:
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def last_contiguous(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor, copied if its last dimensions are not dense."""
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape[-dims:]), reversed(tensor.stride()[-dims:]), strict=True):
+        if size > 1 and stride != expected:
+            return tensor.contiguous()
+        expected *= size
+    return tensor
+
+
+def draw_seeds(count: int, device: torch.device) -> Tensor:
+    """(count) int64 seeds, drawn on the device: nothing waits, and a captured graph draws anew at each replay."""
+    return torch.empty(count, dtype=torch.int64, device=device).random_()

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lite_transformer.ops.backends import choose, dtype_obstacle, on_device_of
-from lite_transformer.ops.convolution import _last_contiguous
+from lite_transformer.ops.backends import choose, dtype_obstacle, last_contiguous, on_device_of
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: str = "auto") -> Tensor:
@@ -76,7 +75,7 @@ def _column_sum(x: Tensor) -> Tensor:
         return x.new_zeros(x.size(-1))
     from lite_transformer.ops import triton_rows
 
-    x = _last_contiguous(x if x.dim() <= 3 else x.flatten(0, -2), 1)
+    x = last_contiguous(x if x.dim() <= 3 else x.flatten(0, -2), 1)
     with on_device_of(x):
         return triton_rows.column_sum(x.view(1, *x.shape) if x.dim() == 2 else x.view(1, 1, -1) if x.dim() == 1 else x)
 

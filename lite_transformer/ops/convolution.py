@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
 from lite_transformer.ops import reference
-from lite_transformer.ops.backends import choose, dtype_obstacle, on_device_of
+from lite_transformer.ops.backends import choose, draw_seeds, dtype_obstacle, last_contiguous, on_device_of
 
 _TRITON_LONGEST_KERNEL = 255
 
@@ -97,9 +97,9 @@ def _convolve(
         seed = None
         if weight_dropout > 0:
             # Drawn on the device: no wait for it, and a captured graph draws anew at each replay.
-            seed = torch.empty((), dtype=torch.int64, device=x.device).random_()
+            seed = draw_seeds(1, x.device)[0]
         out, _ = short_range_conv(
-            _last_contiguous(x, 1), _last_contiguous(weight, 2), padding_mask, seed, left_padding, weight_softmax,
+            last_contiguous(x, 1), last_contiguous(weight, 2), padding_mask, seed, left_padding, weight_softmax,
             float(weight_dropout),
         )  # fmt: skip
         return out
@@ -112,16 +112,6 @@ def _convolve(
         weight = F.dropout(weight, weight_dropout)
     convolve = reference.lightweight_conv if weight.dim() == 2 else reference.dynamic_conv
     return convolve(x, weight, left_padding)
-
-
-def _last_contiguous(tensor: Tensor, dims: int) -> Tensor:
-    """The tensor, copied if its last dimensions are not dense."""
-    expected = 1
-    for size, stride in zip(reversed(tensor.shape[-dims:]), reversed(tensor.stride()[-dims:]), strict=True):
-        if size > 1 and stride != expected:
-            return tensor.contiguous()
-        expected *= size
-    return tensor
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------
@@ -208,7 +198,7 @@ def _backward(
     mask = None if padding_mask is None else padding_mask.view(torch.uint8)
     with on_device_of(x):
         return triton_kernels.backward(
-            _last_contiguous(grad, 1), x, weight, mask, seed, statistics, left_padding, softmax, dropout
+            last_contiguous(grad, 1), x, weight, mask, seed, statistics, left_padding, softmax, dropout
         )
 
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
-from lite_transformer.ops.backends import on_device_of
+from lite_transformer.ops.backends import draw_seeds, last_contiguous, on_device_of
 from lite_transformer.ops.bias import uses_row_kernels
-from lite_transformer.ops.convolution import _last_contiguous
 
 # Channels of the widest row that the kernels hold in registers.
 _WIDEST = 8192
@@ -70,11 +69,6 @@ def dropout_add(
     if seed is None:
         seed = draw_seeds(1, x.device)[0]
     return _DropoutAdd.apply(x, residual, seed, float(dropout))
-
-
-def draw_seeds(count: int, device: torch.device) -> Tensor:
-    """(count) int64 seeds, drawn on the device: nothing waits, and a captured graph draws anew at each replay."""
-    return torch.empty(count, dtype=torch.int64, device=device).random_()
 
 
 def _check(x: Tensor, residual: Tensor | None, dropout: float) -> None:
@@ -153,10 +147,10 @@ def _forward(
     if x.numel():
         from lite_transformer.ops import triton_rows
 
-        residual = None if residual is None else _last_contiguous(residual, 1)
+        residual = None if residual is None else last_contiguous(residual, 1)
         with on_device_of(x):
             triton_rows.forward(
-                _last_contiguous(x, 1), residual, weight.contiguous(), bias.contiguous(), seed, eps, dropout, *outputs
+                last_contiguous(x, 1), residual, weight.contiguous(), bias.contiguous(), seed, eps, dropout, *outputs
             )
     return outputs
 
@@ -192,9 +186,9 @@ def _backward(
 
         with on_device_of(summed):
             triton_rows.backward(
-                _last_contiguous(grad, 1),
-                None if grad_summed is None else _last_contiguous(grad_summed, 1),
-                _last_contiguous(summed, 1),
+                last_contiguous(grad, 1),
+                None if grad_summed is None else last_contiguous(grad_summed, 1),
+                last_contiguous(summed, 1),
                 weight.contiguous(),
                 seed,
                 statistics,
@@ -223,7 +217,7 @@ def _dropout_add(x: Tensor, residual: Tensor, seed: Tensor, dropout: float) -> T
 
         with on_device_of(x):
             triton_rows.forward(
-                _last_contiguous(x, 1), _last_contiguous(residual, 1), None, None, seed, 0.0, dropout, summed, summed,
+                last_contiguous(x, 1), last_contiguous(residual, 1), None, None, seed, 0.0, dropout, summed, summed,
                 summed,
             )  # fmt: skip
     return summed
@@ -242,7 +236,7 @@ def _dropout_backward(grad: Tensor, seed: Tensor, dropout: float, x_dtype: torch
         from lite_transformer.ops import triton_rows
 
         with on_device_of(grad):
-            triton_rows.thin(_last_contiguous(grad, 1), seed, dropout, grad_x)
+            triton_rows.thin(last_contiguous(grad, 1), seed, dropout, grad_x)
     return grad_x
 
 
