@@ -200,7 +200,10 @@ class OnnxEngine:
             **({} if choice is None else choice.feed),
         }
         scores, found, end_scores, *caches = decoder.run(self._outputs, feed)
-        # (B, N, ...) -> (B * N, ...), a view
-        state.caches = [cache.reshape(tokens.size, *cache.shape[2:]) for cache in caches]
+        # of rows; graphs of format 1 and 2 give (B, N, ...)
+        state.caches = [cache.reshape(tokens.size, *cache.shape[-3:]) for cache in caches]
         state.position += 1
-        return Candidates(scores, found if choice is None else choice.ids[found], end_scores)
+        shape = (*tokens.shape, count)
+        found = found.reshape(shape)
+        found = found if choice is None else choice.ids[found]
+        return Candidates(scores.reshape(shape), found, end_scores.reshape(tokens.shape))

@@ -73,9 +73,9 @@ class FixedEngine:
             inputs = {name: value for name, value in feed.items() if name != "beams"}
             found, *caches = self._decoder.run(self._outputs, inputs)
             for name, cache in zip(self._caches, caches, strict=True):
-                feed[name] = cache[0]
+                feed[name] = cache.reshape(self.beam, *cache.shape[-3:])  # (1, N, ...) of graphs of format 2
             feed["position"], feed["beams"] = feed["position"] + 1, beams
-            scores.append(found[0, :beams])
+            scores.append(found.reshape(self.beam, -1)[:beams])
         everything = np.stack(scores)  # (B, N, V)
         best = np.argpartition(-everything, count - 1, axis=-1)[..., :count]
         chosen = np.take_along_axis(everything, best, axis=-1)

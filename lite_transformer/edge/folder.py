@@ -11,7 +11,9 @@ from data_prep.io import read_json, write_json
 from lite_transformer import file_list
 from lite_transformer.errors import CheckpointError, DataError
 
-FORMAT = 2  # of the folder; a program reads this one and older ones. 1: small tensors are in the graphs alone
+# Of the folder; a program reads this one and older ones. 1: small tensors are in the graphs alone; 2: the step gives
+# (B, N, ...) and not rows.
+FORMAT = 3
 KIND = "lite-transformer edge model"
 MANIFEST_FILE = "edge.json"
 ENCODER_FILE = "encoder.onnx"

@@ -123,7 +123,7 @@ def cache_shapes(decoder: Side) -> Iterator[tuple[int, ...]]:
     for layer in decoder.layers:
         for branch, width in zip(layer.branches, layer.widths, strict=True):
             if isinstance(branch, Attention):
-                yield (branch.num_heads, branch.head_dim, 0)  # keys
+                yield (branch.num_heads, 0, branch.head_dim)  # keys
                 yield (branch.num_heads, 0, branch.head_dim)  # values
             else:  # the inputs that the next window begins with
                 yield (branch.num_heads, branch.kernel_size - 1, width // branch.num_heads)
