@@ -82,68 +82,82 @@ def search(
     beam, width = settings.beam, 2 * settings.beam
     limits = np.array([min(int(settings.max_len_a * len(s) + settings.max_len_b), longest - 1) for s in sources])
     alive = np.arange(len(sources))  # the sentences that still have rows
+    own_limits, shortest = limits, int(limits.min())  # of those
     state = engine.encode(collate(sources))
     tokens = np.full((len(sources), 1, 1), END, np.int64)  # (B, N, step + 1)
     scores = np.zeros((len(sources), 1), np.float32)  # (B, N), sums of log-probabilities
-    order = alive[:, None].copy()
+    rows = alive[:, None]
+    order = rows.copy()
     sentences: Ids | None = None
     for step in range(int(limits.max()) + 1):
+        too_short = step < settings.min_len
         forbidden = _repeats(tokens[:, :, 1:], settings.no_repeat_ngram_size)
         # beside what is forbidden, padding is never chosen, nor the end of a sentence that is too short
-        spare = 1 + (step < settings.min_len) + max(map(len, forbidden.values()), default=0)
+        spare = 1 + too_short + max(map(len, forbidden.values()), default=0)
         count = min(width + spare, vocabulary_size)
         candidates = engine.step(state, tokens[:, :, -1], order, sentences, count)
-        must_end = limits[alive] <= step
-        cand_scores, cand_tokens, cand_beams = _best(
-            candidates, scores, must_end, step < settings.min_len, forbidden, width
-        )
-        ends = (cand_tokens == END) & (cand_scores != -np.inf)
-        penalty = np.float32((step + 1) ** settings.lenpen)
-        for row, column in zip(*np.nonzero(ends[:, :beam]), strict=True):
-            found = finished[alive[row]]
-            if len(found) < beam:
-                written = tokens[row, cand_beams[row, column], 1:]
-                found.append(Found((*written.tolist(), END), float(cand_scores[row, column] / penalty)))
-        going = ~must_end & np.array([len(finished[sentence]) < beam for sentence in alive])
-        if not going.any():
-            break
-        # the best N that do not end: a stable sort puts them first, in their order
-        chosen = np.argsort(ends, axis=1, kind="stable")[:, :beam][going]
-        rows = np.flatnonzero(going)[:, None]
-        beams = cand_beams[rows, chosen]
+        must_end = own_limits <= step if shortest <= step else None
+        cand_scores, cand_tokens, cand_beams = _best(candidates, scores, must_end, too_short, forbidden, rows, width)
+        ends = cand_tokens == END
+        sentences = None
+        if must_end is None and not ends.any():  # most steps: all sentences go on, each with its best N
+            chosen = (slice(None), slice(beam))
+            scores, beams, newest = cand_scores[chosen], cand_beams[chosen], cand_tokens[chosen]
+        else:
+            ends &= cand_scores != -np.inf
+            penalty = np.float32((step + 1) ** settings.lenpen)
+            for row, column in zip(*np.nonzero(ends[:, :beam]), strict=True):
+                found = finished[alive[row]]
+                if len(found) < beam:
+                    written = tokens[row, cand_beams[row, column], 1:]
+                    found.append(Found((*written.tolist(), END), float(cand_scores[row, column] / penalty)))
+            going = np.array([len(finished[sentence]) < beam for sentence in alive])
+            if must_end is not None:
+                going &= ~must_end
+            if not going.any():
+                break
+            # the best N that do not end: a stable sort puts them first, in their order
+            columns = np.argsort(ends, axis=1, kind="stable")[:, :beam][going]
+            rows = np.flatnonzero(going)[:, None]
+            scores, beams, newest = cand_scores[rows, columns], cand_beams[rows, columns], cand_tokens[rows, columns]
+            if len(rows) < len(alive):
+                sentences, alive, own_limits = rows[:, 0], alive[going], own_limits[going]
+                shortest = int(own_limits.min())
         order = rows * tokens.shape[1] + beams
-        tokens = np.concatenate([tokens[rows, beams], cand_tokens[rows, chosen][:, :, None]], axis=2)
-        scores = cand_scores[rows, chosen]
-        sentences = None if going.all() else np.flatnonzero(going)
-        alive = alive[going]
+        tokens = np.concatenate([tokens[rows, beams], newest[:, :, None]], axis=2)
+        rows = np.arange(len(alive))[:, None] if sentences is not None else rows
     return [sorted(found, key=lambda item: -item.score) for found in finished]
 
 
 def _best(
     candidates: Candidates,
     scores: Floats,
-    must_end: np.ndarray,
+    must_end: np.ndarray | None,
     too_short: bool,
     forbidden: dict[tuple[int, int], set[int]],
+    rows: Ids,
     width: int,
 ) -> tuple[Floats, Ids, Ids]:
-    """Scores, tokens and beams (B, width) of the best continuations, falling; equal ones in the order of the beams."""
-    batch = len(scores)
-    own, tokens = candidates.scores.copy(), candidates.tokens
-    own[np.isnan(own)] = -np.inf
-    own[tokens == PAD] = -np.inf
+    """Scores, tokens and beams (B, width) of the best continuations, falling; equal ones in the order of the beams.
+
+    Args:
+        must_end: (B), which sentences have reached their limit; None: none has. rows: (B, 1), 0 and up.
+    """
+    tokens = candidates.tokens
+    total = candidates.scores + scores[:, :, None]
+    total[(tokens == PAD) | np.isnan(total)] = -np.inf
     if too_short:
-        own[tokens == END] = -np.inf
+        total[tokens == END] = -np.inf
     for (row, beam), banned in forbidden.items():
-        own[row, beam, np.isin(tokens[row, beam], list(banned))] = -np.inf
-    if must_end.any():
+        total[row, beam, np.isin(tokens[row, beam], list(banned))] = -np.inf
+    if must_end is not None:
         tokens = tokens.copy()
-        own[must_end], tokens[must_end] = -np.inf, PAD
-        own[must_end, :, 0], tokens[must_end, :, 0] = candidates.end_scores[must_end], END
-    total = (own + scores[:, :, None]).reshape(batch, -1)
-    best = np.argsort(-total, axis=1, kind="stable")[:, :width]
-    rows = np.arange(batch)[:, None]
-    return total[rows, best], tokens.reshape(batch, -1)[rows, best], best // tokens.shape[2]
+        total[must_end], tokens[must_end] = -np.inf, PAD
+        total[must_end, :, 0] = candidates.end_scores[must_end] + scores[must_end]
+        tokens[must_end, :, 0] = END
+    total, tokens = total.reshape(len(rows), -1), tokens.reshape(len(rows), -1)
+    best = (-total).argsort(axis=1, kind="stable")[:, :width]
+    return total[rows, best], tokens[rows, best], best // candidates.tokens.shape[2]
 
 
 def _repeats(written: Ids, size: int) -> dict[tuple[int, int], set[int]]:
