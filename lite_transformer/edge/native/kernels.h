@@ -10,6 +10,7 @@
 namespace lt {
 
 constexpr int kBlock = 16;     // outputs that lie together
+constexpr int kGroup = 32;     // numbers of which the largest is found at once
 constexpr int kMostCode = 64;  // of int8 weights: 2 * 255 * 64 fits the 16 bits in which AVX2 adds two products
 
 struct PackedView {
@@ -54,19 +55,22 @@ struct Kernels {
     // In place; x has room for a multiple of 8.
     void (*softmax)(float* x, int n);
 
-    // Attention of one row: queries and out are (heads, padded_dim), as is each row of keys; that of values lies
-    // `value_offset` floats behind it. scores: room for rounded8(count).
-    void (*attend)(const float* query, const float* const* keys, size_t value_offset, int count, int heads,
-                   int padded_dim, float* scores, float* out);
+    // Attention of one row: queries and out are (heads, padded_dim). A head's key lies `head_offset` floats behind that
+    // of the head before, its value `value_offset` floats behind the key. scores: room for rounded8(count).
+    void (*attend)(const float* query, const float* const* keys, size_t head_offset, size_t value_offset, int count,
+                   int heads, int padded_dim, float* scores, float* out);
 
     // out[h * R + r] = sum over k of kernels[h * K + k] * window[k][h * R + r]; a null row of the window is zero.
     void (*convolve)(const float* const* window, const float* kernels, int heads, int size, int head_dim, float* out);
 
-    // Largest of x, and the sum of exp(x - largest).
-    void (*exp_sum)(const float* x, int n, float* largest, float* sum);
+    // Largest of each kGroup of x, the last of fewer.
+    void (*maxima)(const float* x, int n, float* found);
 
-    // First index >= from whose value is above the threshold; n if there is none.
-    int (*next_above)(const float* x, int from, int n, float threshold);
+    // Sum of exp(x - from).
+    float (*exp_sum)(const float* x, int n, float from);
+
+    // Which of x, of at most kGroup, are above the threshold: bit i for x[i].
+    uint32_t (*above)(const float* x, int n, float threshold);
 };
 
 // Null where the compiler or the processor lacks the instructions.

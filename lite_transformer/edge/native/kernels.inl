@@ -15,8 +15,6 @@ typedef uint8_t B8 __attribute__((vector_size(8), aligned(1), may_alias));
 LT_INLINE F8 load(const float* p) { return *reinterpret_cast<const F8*>(p); }
 LT_INLINE void store(float* p, F8 v) { *reinterpret_cast<F8*>(p) = v; }
 LT_INLINE F8 all(float v) { return F8{v, v, v, v, v, v, v, v}; }
-LT_INLINE F8 larger(F8 a, F8 b) { return a > b ? a : b; }
-LT_INLINE F8 smaller(F8 a, F8 b) { return a < b ? a : b; }  // b where a is no number
 LT_INLINE float total(F8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 LT_INLINE float largest_of(F8 v) {
@@ -25,14 +23,43 @@ LT_INLINE float largest_of(F8 v) {
     return found;
 }
 
-// Nearest integer, ties to even, of |v| < 2^22: the low bits of v + 1.5 * 2^23.
+// Of exp8 and whole: the low bits of v + 1.5 * 2^23 are the nearest integer to |v| < 2^22, ties to even.
 constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4B400000;
 
+#ifdef LT_VECTORS
+#include LT_VECTORS
+#else
+
+LT_INLINE F8 larger(F8 a, F8 b) { return a > b ? a : b; }   // b where one is no number
+LT_INLINE F8 smaller(F8 a, F8 b) { return a < b ? a : b; }  // the same
+
+// Nearest integer, ties to even, of |v| < 2^22.
 LT_INLINE I8 whole(F8 v) {
     F8 shifted = v + all(kMagic);
     return (I8)shifted - kMagicBits;
 }
+
+// Codes of 16 bits -> bytes, those beyond them the nearest.
+LT_INLINE void store_codes(uint8_t* p, I8 codes) {
+    codes = codes < 0 ? I8{} : codes;
+    codes = codes > 255 ? I8{} + 255 : codes;
+    *reinterpret_cast<B8*>(p) = __builtin_convertvector(codes, B8);
+}
+
+// The sums of eight vectors.
+LT_INLINE F8 totals(const F8* v) {
+    return F8{total(v[0]), total(v[1]), total(v[2]), total(v[3]), total(v[4]), total(v[5]), total(v[6]), total(v[7])};
+}
+
+// Bit i of 32: x[i] > threshold.
+LT_INLINE uint32_t above(const float* x, float threshold) {
+    uint32_t found = 0;
+    for (int i = 0; i < 32; ++i) found |= uint32_t(x[i] > threshold) << i;
+    return found;
+}
+
+#endif
 
 // Relative error below 2e-7 in [-87, 88], the ends beyond.
 LT_INLINE F8 exp8(F8 x) {
@@ -66,36 +93,38 @@ LT_INLINE void store_some(float* p, int n, F8 v) {
 }
 
 LT_TARGET static void encode_row(const float* x, int n, uint8_t* codes, float* scale, int32_t* zero) {
-    F8 low = all(0.0f), high = all(0.0f);
+    F8 low[4], high[4];  // several, for each waits for the one before it
+    for (int j = 0; j < 4; ++j) low[j] = high[j] = all(0.0f);
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        F8 v = load(x + i);
-        low = v < low ? v : low;
-        high = v > high ? v : high;
+    for (; i + 32 <= n; i += 32) {
+        for (int j = 0; j < 4; ++j) {
+            F8 v = load(x + i + 8 * j);
+            low[j] = smaller(v, low[j]);
+            high[j] = larger(v, high[j]);
+        }
     }
-    if (i < n) {
-        F8 v = load_some(x + i, n - i, 0.0f);
-        low = v < low ? v : low;
-        high = v > high ? v : high;
+    for (; i < n; i += 8) {
+        F8 v = i + 8 <= n ? load(x + i) : load_some(x + i, n - i, 0.0f);
+        low[0] = smaller(v, low[0]);
+        high[0] = larger(v, high[0]);
     }
-    float least = -largest_of(-low), most = largest_of(high);
+    float least = -largest_of(-smaller(smaller(low[0], low[1]), smaller(low[2], low[3])));
+    float most = largest_of(larger(larger(high[0], high[1]), larger(high[2], high[3])));
     float step = (most - least) / 255.0f;
     if (!(step > 0.0f) || !(step < 3.0e38f)) step = 1.0f;  // a row of zeros, or of numbers that are none
     float shift = -least / step;
     int32_t middle = whole(all(shift > 255.0f ? 255.0f : shift))[0];
     *scale = step;
     *zero = middle;
-    for (i = 0; i < n; i += 8) {
-        F8 v = (i + 8 <= n ? load(x + i) : load_some(x + i, n - i, 0.0f)) / all(step);
-        I8 code = whole(larger(smaller(v, all(256.0f)), all(-256.0f))) + middle;
-        code = code < 0 ? I8{} : code;
-        code = code > 255 ? I8{} + 255 : code;
-        B8 bytes = __builtin_convertvector(code, B8);
-        if (i + 8 <= n) {
-            *reinterpret_cast<B8*>(codes + i) = bytes;
-        } else {
-            for (int k = i; k < n; ++k) codes[k] = bytes[k - i];
-        }
+    for (i = 0; i + 8 <= n; i += 8) {
+        F8 v = load(x + i) / all(step);
+        store_codes(codes + i, whole(larger(smaller(v, all(256.0f)), all(-256.0f))) + middle);
+    }
+    if (i < n) {
+        F8 v = load_some(x + i, n - i, 0.0f) / all(step);
+        uint8_t last[8];
+        store_codes(last, whole(larger(smaller(v, all(256.0f)), all(-256.0f))) + middle);
+        for (int k = i; k < n; ++k) codes[k] = last[k - i];
     }
 }
 
@@ -118,20 +147,27 @@ LT_INLINE void finish(F8 low, F8 high, const float* bias, int first, int out, bo
     if (out - first > 8) store_some(y + first + 8, out - first - 8, high);
 }
 
-template <int R, bool kIsFirst>
-LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int block, bool relu, float* y,
+// R rows from `row` on, B blocks of outputs that lie `gap` blocks apart.
+template <int R, int B, bool kIsFirst>
+LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int block, int gap, bool relu, float* y,
                          size_t y_stride) {
-    alignas(64) int32_t sums[R * kBlock];
-    const int count = fours(w.in), first = block * kBlock;
-    dot_tile<R, kIsFirst>(x.codes + row * x.stride, x.stride, w.codes + size_t(block) * count * 64, count, sums);
-    for (int r = 0; r < R; ++r) {
-        F8 result[2];
-        for (int half = 0; half < 2; ++half) {
-            I8 own = *reinterpret_cast<const I8*>(w.sums + first + 8 * half);
-            I8 found = *reinterpret_cast<const I8*>(sums + r * kBlock + 8 * half) - own * (x.zero[row + r] - kOffset);
-            result[half] = __builtin_convertvector(found, F8) * (load(w.scales + first + 8 * half) * x.scale[row + r]);
+    alignas(64) int32_t sums[B * R * kBlock];
+    const int count = fours(w.in);
+    const size_t size = size_t(count) * 64;
+    dot_tile<R, B, kIsFirst>(x.codes + row * x.stride, x.stride, w.codes + block * size, gap * size, count, sums);
+    for (int b = 0; b < B; ++b) {
+        const int first = (block + b * gap) * kBlock;
+        for (int r = 0; r < R; ++r) {
+            F8 result[2];
+            for (int half = 0; half < 2; ++half) {
+                const int32_t* place = sums + (b * R + r) * kBlock + 8 * half;
+                I8 own = *reinterpret_cast<const I8*>(w.sums + first + 8 * half);
+                I8 found = *reinterpret_cast<const I8*>(place) - own * (x.zero[row + r] - kOffset);
+                result[half] =
+                    __builtin_convertvector(found, F8) * (load(w.scales + first + 8 * half) * x.scale[row + r]);
+            }
+            finish(result[0], result[1], w.bias, first, w.out, relu, y + (row + r) * y_stride);
         }
-        finish(result[0], result[1], w.bias, first, w.out, relu, y + (row + r) * y_stride);
     }
 }
 
@@ -152,25 +188,52 @@ LT_INLINE void fp32_tile(const PackedView& w, const float* x, size_t x_stride, i
     for (int r = 0; r < R; ++r) finish(low[r], high[r], w.bias, block * kBlock, w.out, relu, y + r * y_stride);
 }
 
+// Any number of rows.
+template <int B>
+LT_INLINE void int8_rows(const PackedView& w, const CodedRows& x, int rows, int block, int gap, bool relu, float* y,
+                         size_t y_stride) {
+    int row = 0;
+    if (rows >= kRows) {
+        int8_tile<kRows, B, true>(w, x, row, block, gap, relu, y, y_stride);
+        for (row = kRows; row + kRows <= rows; row += kRows)
+            int8_tile<kRows, B, false>(w, x, row, block, gap, relu, y, y_stride);
+    }
+    if (kRows > 4 && row + 4 <= rows) {
+        int8_tile<4, B, true>(w, x, row, block, gap, relu, y, y_stride);
+        row += 4;
+    }
+    switch (rows - row) {
+        case 1: int8_tile<1, B, true>(w, x, row, block, gap, relu, y, y_stride); break;
+        case 2: int8_tile<2, B, true>(w, x, row, block, gap, relu, y, y_stride); break;
+        case 3: int8_tile<3, B, true>(w, x, row, block, gap, relu, y, y_stride); break;
+        default: break;
+    }
+}
+
+// Tiles of B blocks, of which each is the next one of a run of blocks: the processor fetches several runs at once faster
+// than a single one. R: the rows, or 0 for any number.
+template <int R, int B>
+LT_INLINE void int8_runs(const PackedView& w, const CodedRows& x, int rows, int first, int last, bool relu, float* y,
+                         size_t y_stride) {
+    const int run = (last - first) / B;
+    for (int block = first; block < first + run; ++block) {
+        if constexpr (R == 0) {
+            int8_rows<B>(w, x, rows, block, run, relu, y, y_stride);
+        } else {
+            int8_tile<R, B, true>(w, x, 0, block, run, relu, y, y_stride);
+        }
+    }
+    if constexpr (B > 1) int8_runs<R, (B + 1) / 2>(w, x, rows, first + run * B, last, relu, y, y_stride);
+}
+
 LT_TARGET static void linear_int8(const PackedView& w, const CodedRows& x, int rows, int first, int last, bool relu,
                                   float* y, size_t y_stride) {
-    for (int block = first; block < last; ++block) {
-        int row = 0;
-        if (rows >= kRows) {
-            int8_tile<kRows, true>(w, x, row, block, relu, y, y_stride);
-            for (row = kRows; row + kRows <= rows; row += kRows)
-                int8_tile<kRows, false>(w, x, row, block, relu, y, y_stride);
-        }
-        if (kRows > 4 && row + 4 <= rows) {
-            int8_tile<4, true>(w, x, row, block, relu, y, y_stride);
-            row += 4;
-        }
-        switch (rows - row) {
-            case 1: int8_tile<1, true>(w, x, row, block, relu, y, y_stride); break;
-            case 2: int8_tile<2, true>(w, x, row, block, relu, y, y_stride); break;
-            case 3: int8_tile<3, true>(w, x, row, block, relu, y, y_stride); break;
-            default: break;
-        }
+    switch (rows) {
+        case 1: int8_runs<1, streams(1)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 2: int8_runs<2, streams(2)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 3: int8_runs<3, streams(3)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 4: int8_runs<4, streams(4)>(w, x, rows, first, last, relu, y, y_stride); break;
+        default: int8_runs<0, streams(kRows)>(w, x, rows, first, last, relu, y, y_stride);
     }
 }
 
@@ -187,30 +250,32 @@ LT_TARGET static void linear_fp32(const PackedView& w, const float* x, size_t x_
 
 LT_TARGET static void norm(float* x, const float* residual, const float* weight, const float* bias, int n,
                            float epsilon) {
-    F8 sum = all(0.0f);
+    if (residual != nullptr)
+        for (int i = 0; i < n; ++i) x[i] += residual[i];
+    F8 sum[4];  // several, for each waits for the one before it
+    for (int j = 0; j < 4; ++j) sum[j] = all(0.0f);
     float rest = 0.0f;
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        F8 v = load(x + i);
-        if (residual != nullptr) {
-            v += load(residual + i);
-            store(x + i, v);
-        }
-        sum += v;
-    }
-    for (; i < n; ++i) {
-        if (residual != nullptr) x[i] += residual[i];
-        rest += x[i];
-    }
-    const float mean = (total(sum) + rest) / float(n);
-    sum = all(0.0f);
+    for (; i + 32 <= n; i += 32)
+        for (int j = 0; j < 4; ++j) sum[j] += load(x + i + 8 * j);
+    for (; i + 8 <= n; i += 8) sum[0] += load(x + i);
+    for (; i < n; ++i) rest += x[i];
+    const float mean = (total((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest) / float(n);
+    for (int j = 0; j < 4; ++j) sum[j] = all(0.0f);
     rest = 0.0f;
-    for (i = 0; i + 8 <= n; i += 8) {
+    for (i = 0; i + 32 <= n; i += 32) {
+        for (int j = 0; j < 4; ++j) {
+            F8 v = load(x + i + 8 * j) - mean;
+            sum[j] += v * v;
+        }
+    }
+    for (; i + 8 <= n; i += 8) {
         F8 v = load(x + i) - mean;
-        sum += v * v;
+        sum[0] += v * v;
     }
     for (; i < n; ++i) rest += (x[i] - mean) * (x[i] - mean);
-    const float factor = 1.0f / __builtin_sqrtf((total(sum) + rest) / float(n) + epsilon);
+    const float variance = (total((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest) / float(n);
+    const float factor = 1.0f / __builtin_sqrtf(variance + epsilon);
     for (i = 0; i + 8 <= n; i += 8)
         store(x + i, (load(x + i) - mean) * factor * load(weight + i) + load(bias + i));
     for (; i < n; ++i) x[i] = (x[i] - mean) * factor * weight[i] + bias[i];
@@ -225,11 +290,13 @@ LT_TARGET static void gate(const float* x, float* y, int n) {
     }
 }
 
-LT_TARGET static void softmax(float* x, int n) {
-    const int whole_n = rounded8(n);
-    for (int i = n; i < whole_n; ++i) x[i] = -3.0e38f;
-    F8 high = load(x);
-    for (int i = 8; i < whole_n; i += 8) high = larger(load(x + i), high);
+// x fills vectors: what is behind its n numbers does not count.
+LT_INLINE void softmax_of(float* x, int n) {
+    const I8 places = {0, 1, 2, 3, 4, 5, 6, 7};
+    const int whole_n = rounded8(n), last = whole_n - 8;
+    F8 high = places < n - last ? load(x + last) : all(-3.0e38f);
+    store(x + last, high);
+    for (int i = 0; i < last; i += 8) high = larger(load(x + i), high);
     const float most = largest_of(high);
     F8 sum = all(0.0f);
     for (int i = 0; i < whole_n; i += 8) {
@@ -240,6 +307,8 @@ LT_TARGET static void softmax(float* x, int n) {
     const float factor = 1.0f / total(sum);
     for (int i = 0; i < whole_n; i += 8) store(x + i, load(x + i) * factor);
 }
+
+LT_TARGET static void softmax(float* x, int n) { softmax_of(x, n); }
 
 // `parts` vectors of the weighted sum of the values, from `from` on.
 template <int parts>
@@ -254,43 +323,63 @@ LT_INLINE void weighted(const float* const* values, size_t from, int count, cons
     for (int i = 0; i < parts; ++i) store(out + 8 * i, sum[i]);
 }
 
-LT_TARGET static void attend(const float* query, const float* const* keys, size_t value_offset, int count, int heads,
-                             int padded_dim, float* scores, float* out) {
+LT_TARGET static void attend(const float* query, const float* const* keys, size_t head_offset, size_t value_offset,
+                             int count, int heads, int padded_dim, float* scores, float* out) {
     for (int head = 0; head < heads; ++head) {
-        const size_t place = size_t(head) * padded_dim;
-        const float* own = query + place;
-        int t = 0;
-        for (; t + 4 <= count; t += 4) {
-            F8 sum[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
+        const size_t place = head * head_offset;
+        const float* own = query + size_t(head) * padded_dim;
+        float* result = out + size_t(head) * padded_dim;
+        for (int t = 0; t < count; t += 8) {
+            F8 sum[8];
+            const float* key[8];
+            for (int j = 0; j < 8; ++j) {
+                sum[j] = all(0.0f);
+                key[j] = keys[t + j < count ? t + j : count - 1] + place;  // the last again, to fill the vector
+            }
             for (int r = 0; r < padded_dim; r += 8) {
                 F8 q = load(own + r);
-                for (int j = 0; j < 4; ++j) sum[j] += q * load(keys[t + j] + place + r);
+                for (int j = 0; j < 8; ++j) sum[j] += q * load(key[j] + r);
             }
-            for (int j = 0; j < 4; ++j) scores[t + j] = total(sum[j]);
+            store(scores + t, totals(sum));
         }
-        for (; t < count; ++t) {
-            F8 sum = all(0.0f);
-            for (int r = 0; r < padded_dim; r += 8) sum += load(own + r) * load(keys[t] + place + r);
-            scores[t] = total(sum);
-        }
-        softmax(scores, count);
+        softmax_of(scores, count);
+        const size_t values = place + value_offset;
         int r = 0;
-        for (; r + 32 <= padded_dim; r += 32) weighted<4>(keys, value_offset + place + r, count, scores, out + place + r);
-        for (; r < padded_dim; r += 8) weighted<1>(keys, value_offset + place + r, count, scores, out + place + r);
+        for (; r + 64 <= padded_dim; r += 64) weighted<8>(keys, values + r, count, scores, result + r);
+        for (; r + 32 <= padded_dim; r += 32) weighted<4>(keys, values + r, count, scores, result + r);
+        for (; r < padded_dim; r += 8) weighted<1>(keys, values + r, count, scores, result + r);
     }
+}
+
+// `parts` vectors of a head's channels, from `first` on; the last ones end with the head, and may begin within others.
+template <int parts>
+LT_INLINE void convolve_some(const float* const* window, const float* kernel, int size, int first, int last,
+                             float* out) {
+    F8 sum[parts];
+    int place[parts];
+    for (int i = 0; i < parts; ++i) {
+        sum[i] = all(0.0f);
+        place[i] = first + 8 * i < last - 8 ? first + 8 * i : last - 8;
+    }
+    for (int k = 0; k < size; ++k) {
+        if (window[k] == nullptr) continue;
+        F8 factor = all(kernel[k]);
+        for (int i = 0; i < parts; ++i) sum[i] += factor * load(window[k] + place[i]);
+    }
+    for (int i = 0; i < parts; ++i) store(out + place[i], sum[i]);
 }
 
 LT_TARGET static void convolve(const float* const* window, const float* kernels, int heads, int size, int head_dim,
                                float* out) {
     for (int head = 0; head < heads; ++head) {
         const float* kernel = kernels + size_t(head) * size;
-        const int first = head * head_dim, last = first + head_dim;
-        int c = first;
-        for (; c + 8 <= last; c += 8) {
-            F8 sum = all(0.0f);
-            for (int k = 0; k < size; ++k)
-                if (window[k] != nullptr) sum += kernel[k] * load(window[k] + c);
-            store(out + c, sum);
+        int c = head * head_dim;
+        const int last = c + head_dim;
+        if (head_dim >= 8) {
+            for (; c + 32 < last; c += 64) convolve_some<8>(window, kernel, size, c, last, out);
+            for (; c + 8 < last; c += 32) convolve_some<4>(window, kernel, size, c, last, out);
+            for (; c < last; c += 8) convolve_some<1>(window, kernel, size, c, last, out);
+            continue;
         }
         for (; c < last; ++c) {
             float sum = 0.0f;
@@ -301,47 +390,41 @@ LT_TARGET static void convolve(const float* const* window, const float* kernels,
     }
 }
 
-LT_TARGET static void exp_sum(const float* x, int n, float* largest, float* sum) {
-    F8 high = all(-3.0e38f);
+LT_TARGET static void maxima(const float* x, int n, float* found) {
     int i = 0;
-    for (; i + 8 <= n; i += 8) high = larger(load(x + i), high);
-    if (i < n) high = larger(load_some(x + i, n - i, -3.0e38f), high);
-    const float most = largest_of(high);
-    F8 found = all(0.0f);
-    for (i = 0; i + 8 <= n; i += 8) {
+    for (; i + 32 <= n; i += 32)
+        *found++ = largest_of(larger(larger(load(x + i), load(x + i + 8)), larger(load(x + i + 16), load(x + i + 24))));
+    if (i == n) return;
+    F8 high = all(-3.0e38f);
+    for (; i < n; i += 8) high = larger(i + 8 <= n ? load(x + i) : load_some(x + i, n - i, -3.0e38f), high);
+    *found = largest_of(high);
+}
+
+LT_TARGET static float exp_sum(const float* x, int n, float from) {
+    F8 sum = all(0.0f);
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
         // a number that is none must reach the sum
-        F8 v = load(x + i) - most;
-        found += exp8(v) + (v - v);
+        F8 v = load(x + i) - from;
+        sum += exp8(v) + (v - v);
     }
     float rest = 0.0f;
     if (i < n) {
-        F8 v = load_some(x + i, n - i, 0.0f) - most;
+        F8 v = load_some(x + i, n - i, 0.0f) - from;
         F8 e = exp8(v) + (v - v);
         for (int j = 0; j < n - i; ++j) rest += e[j];
     }
-    *largest = most;
-    *sum = total(found) + rest;
+    return total(sum) + rest;
 }
 
-LT_TARGET static int next_above(const float* x, int from, int n, float threshold) {
-    int i = from;
-    while (i < n && i % 32 != 0) {
-        if (x[i] > threshold) return i;
-        ++i;
-    }
-    for (; i + 32 <= n; i += 32) {
-        F8 high = larger(larger(load(x + i), load(x + i + 8)), larger(load(x + i + 16), load(x + i + 24)));
-        if (largest_of(high) > threshold) {
-            for (int j = i; j < i + 32; ++j)
-                if (x[j] > threshold) return j;
-        }
-    }
-    for (; i < n; ++i)
-        if (x[i] > threshold) return i;
-    return n;
+LT_TARGET static uint32_t above_of(const float* x, int n, float threshold) {
+    if (n >= 32) return above(x, threshold);
+    uint32_t found = 0;
+    for (int i = 0; i < n; ++i) found |= uint32_t(x[i] > threshold) << i;
+    return found;
 }
 
 static const Kernels kTable = {LT_NAME, encode_row, linear_int8, linear_fp32, norm,    gate,
-                               softmax, attend,     convolve,    exp_sum,     next_above};
+                               softmax, attend,     convolve,    maxima,      exp_sum, above_of};
 
 #undef LT_INLINE

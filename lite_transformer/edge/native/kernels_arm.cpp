@@ -25,9 +25,10 @@ namespace neon {
 #define LT_NAME "neon"
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
+constexpr int streams(int) { return 1; }
 
-template <int R, bool>
-static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, int count, int32_t* sums) {
+template <int R, int, bool>
+static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, size_t, int count, int32_t* sums) {
     int32x4_t sum[R][4];
     for (int r = 0; r < R; ++r)
         for (int o = 0; o < 4; ++o) sum[r][o] = vdupq_n_s32(0);
@@ -67,10 +68,11 @@ namespace dotprod {
 #define LT_NAME "neon-dotprod"
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
+constexpr int streams(int) { return 1; }
 
-template <int R, bool>
+template <int R, int, bool>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
-                                                                     int count, int32_t* sums) {
+                                                                     size_t, int count, int32_t* sums) {
     int32x4_t sum[R][4];
     for (int r = 0; r < R; ++r)
         for (int o = 0; o < 4; ++o) sum[r][o] = vdupq_n_s32(0);

@@ -12,9 +12,10 @@ namespace generic {
 #define LT_NAME "generic"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
+constexpr int streams(int) { return 1; }
 
-template <int R, bool>
-static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, int count, int32_t* sums) {
+template <int R, int, bool>
+static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, size_t, int count, int32_t* sums) {
     std::memset(sums, 0, sizeof(int32_t) * R * kBlock);
     for (int k = 0; k < count; ++k, w += 64) {
         for (int r = 0; r < R; ++r) {

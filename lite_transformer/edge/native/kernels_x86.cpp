@@ -20,12 +20,15 @@ static inline int32_t four_codes(const uint8_t* p) {
     return four;
 }
 
+#define LT_VECTORS "vectors_256.inl"
+
 namespace avx2 {
 
 #define LT_TARGET __attribute__((target("avx2,fma")))
 #define LT_NAME "avx2"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
+constexpr int streams(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 // Exact: a code of the input is at most 255, one of the weights at most kMostCode.
 static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
@@ -51,6 +54,7 @@ namespace avxvnni {
 #define LT_NAME "avx-vnni"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
+constexpr int streams(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
     return _mm256_dpbusd_avx_epi32(sum, codes, w);
@@ -81,33 +85,27 @@ namespace avx512vnni {
 #define LT_NAME "avx512-vnni"
 constexpr int kRows = 8;
 constexpr int kOffset = 0;
+constexpr int streams(int rows) { return rows <= 4 ? 4 : 2; }
 
-template <int R, bool kIsFirst>
+template <int R, int B, bool kIsFirst>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,
-                                                                     int count, int32_t* sums) {
-    // the instruction takes five cycles: few rows need several sums each to keep it busy
-    constexpr int kParts = R == 1 ? 4 : R < 4 ? 2 : 1;
-    __m512i sum[R][kParts];
-    for (int r = 0; r < R; ++r)
-        for (int i = 0; i < kParts; ++i) sum[r][i] = _mm512_setzero_si512();
-    int k = 0;
-    for (; k + kParts <= count; k += kParts, w += 64 * kParts) {
-        for (int i = 0; i < kParts; ++i) {
-            if (kIsFirst) __builtin_prefetch(w + 64 * i + kAhead);
-            const __m512i a = _mm512_loadu_si512(w + 64 * i);
-            for (int r = 0; r < R; ++r)
-                sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], _mm512_set1_epi32(four_codes(x + r * stride + 4 * (k + i))), a);
+                                                                     size_t gap, int count, int32_t* sums) {
+    __m512i sum[B][R];
+    for (int b = 0; b < B; ++b)
+        for (int r = 0; r < R; ++r) sum[b][r] = _mm512_setzero_si512();
+    for (int k = 0; k < count; ++k, w += 64) {
+        __m512i own[B];
+        for (int b = 0; b < B; ++b) {
+            if (kIsFirst) __builtin_prefetch(w + b * gap + kAhead);
+            own[b] = _mm512_loadu_si512(w + b * gap);
+        }
+        for (int r = 0; r < R; ++r) {
+            const __m512i codes = _mm512_set1_epi32(four_codes(x + r * stride + 4 * k));
+            for (int b = 0; b < B; ++b) sum[b][r] = _mm512_dpbusd_epi32(sum[b][r], codes, own[b]);
         }
     }
-    for (; k < count; ++k, w += 64) {
-        const __m512i a = _mm512_loadu_si512(w);
-        for (int r = 0; r < R; ++r)
-            sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_set1_epi32(four_codes(x + r * stride + 4 * k)), a);
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int i = 1; i < kParts; ++i) sum[r][0] = _mm512_add_epi32(sum[r][0], sum[r][i]);
-        _mm512_storeu_si512(sums + r * kBlock, sum[r][0]);
-    }
+    for (int b = 0; b < B; ++b)
+        for (int r = 0; r < R; ++r) _mm512_storeu_si512(sums + (b * R + r) * kBlock, sum[b][r]);
 }
 
 #include "kernels.inl"

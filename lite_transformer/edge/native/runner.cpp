@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <new>
 #include <utility>
 
 namespace lt {
@@ -28,11 +31,12 @@ bool is_better(const Candidate& a, const Candidate& b) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
 }
 
-// (rows, heads, head_dim) -> (rows, heads, padded_dim); the padding of `to` is zero already.
-void pad_heads(const Attention& attention, const float* from, float* to) {
-    for (int head = 0; head < attention.heads; ++head)
-        std::memcpy(to + size_t(head) * attention.padded_dim, from + size_t(head) * attention.head_dim,
-                    sizeof(float) * attention.head_dim);
+// (heads, head_dim) -> heads that lie `step` floats apart, with zeros up to padded_dim.
+void pad_heads(const Attention& attention, const float* from, float* to, size_t step) {
+    for (int head = 0; head < attention.heads; ++head, from += attention.head_dim, to += step) {
+        std::memcpy(to, from, sizeof(float) * attention.head_dim);
+        for (int i = attention.head_dim; i < attention.padded_dim; ++i) to[i] = 0.0f;
+    }
 }
 
 void unpad_heads(const Attention& attention, const float* from, float* to) {
@@ -58,7 +62,7 @@ class Memory {
     virtual void window(int row, const Branch& branch, const float** found) = 0;
     // of cross-attention
     virtual int most_cross() const { return 0; }
-    virtual int cross(int, const Attention&, const float**) { return 0; }
+    virtual int cross(int, const Attention&, const float**, size_t*) { return 0; }
 };
 
 namespace {
@@ -66,7 +70,7 @@ namespace {
 // The encoder's: every token of a sentence sees all of them.
 class TokenMemory : public Memory {
   public:
-    explicit TokenMemory(const State& state, int rows) : rows_(rows), of_row_(rows) {
+    TokenMemory(const State& state, int rows, Spare& spare) : rows_(rows), spare_(spare), of_row_(rows) {
         for (size_t i = 0; i < state.sentences.size(); ++i) {
             const State::Sentence& sentence = state.sentences[i];
             longest_ = std::max(longest_, sentence.length);
@@ -87,9 +91,8 @@ class TokenMemory : public Memory {
                 input_floats += size_t(rows_) * rounded8(branch.width);
             }
         }
-        // zeros: what pads a head must be finite
-        if (key_floats > key_room_) keys_ = zeroed<float>(key_room_ = key_floats);
-        if (input_floats > input_room_) inputs_ = zeroed<float>(input_room_ = input_floats);
+        if (key_floats > key_room_) keys_ = spare_.take(key_room_ = key_floats);
+        if (input_floats > input_room_) inputs_ = spare_.take(input_room_ = input_floats);
         layer_ = &layer;
     }
 
@@ -123,10 +126,11 @@ class TokenMemory : public Memory {
     size_t place(const Branch& branch) const { return key_place_[size_t(&branch - layer_->branches.data())]; }
 
     int rows_, longest_ = 0;
+    Spare& spare_;
     size_t key_room_ = 0, input_room_ = 0;
     std::vector<const State::Sentence*> of_row_;
     std::vector<size_t> key_place_;
-    std::unique_ptr<float[], Free> keys_, inputs_;
+    Spare::Block keys_, inputs_;
     const Layer* layer_ = nullptr;
 };
 
@@ -158,10 +162,11 @@ class StepMemory : public Memory {
         }
     }
     int most_cross() const override { return longest_; }
-    int cross(int row, const Attention& attention, const float** found) override {
+    int cross(int row, const Attention& attention, const float** found, size_t* head_offset) override {
         const State::Sentence& sentence = state_.sentences[size_t(alive_[size_t(row / beams_)])];
-        for (int s = 0; s < sentence.length; ++s)
-            found[s] = cross_ + size_t(sentence.first_row + s) * 2 * attention.padded();
+        const float* first = cross_ + size_t(sentence.first_row) * 2 * attention.padded();
+        for (int s = 0; s < sentence.length; ++s) found[s] = first + size_t(s) * 2 * attention.padded_dim;
+        *head_offset = size_t(sentence.length) * 2 * attention.padded_dim;
         return sentence.length;
     }
 
@@ -182,6 +187,37 @@ class StepMemory : public Memory {
 };
 
 }  // namespace
+
+Spare::~Spare() {
+    for (const auto& block : blocks_) std::free(block.second);
+}
+
+Spare::Block Spare::take(size_t floats) {
+    floats = (floats + kBlock - 1) / kBlock * kBlock + kBlock;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (size_t i = blocks_.size(); i-- > 0;) {
+            const auto [size, p] = blocks_[i];
+            if (size < floats || size / 2 > floats) continue;
+            blocks_.erase(blocks_.begin() + std::ptrdiff_t(i));
+            kept_ -= size;
+            return Block(p, {shared_from_this(), size});
+        }
+    }
+    void* memory = std::aligned_alloc(64, floats * sizeof(float));
+    if (memory == nullptr) throw std::bad_alloc();
+    return Block(static_cast<float*>(memory), {shared_from_this(), floats});
+}
+
+void Spare::give(float* p, size_t floats) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (kept_ + floats > kMost) {
+        std::free(p);
+        return;
+    }
+    kept_ += floats;
+    blocks_.emplace_back(floats, p);
+}
 
 Runner::Runner(std::unique_ptr<Model> model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), pool_(threads) {}
@@ -329,8 +365,9 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
                 const Attention& attention = branch.attention;
                 const float* from = projected_[i].data() + size_t(row) * attention.input.out;
                 float* keys = memory.own_keys(row, branch);
-                pad_heads(attention, from + attention.inner(), keys);
-                pad_heads(attention, from + 2 * attention.inner(), keys + attention.padded());
+                const size_t step = size_t(attention.padded_dim);
+                pad_heads(attention, from + attention.inner(), keys, step);
+                pad_heads(attention, from + 2 * attention.inner(), keys + attention.padded(), step);
                 continue;
             }
             const Convolution& conv = branch.convolution;
@@ -378,11 +415,11 @@ void Runner::self_attention(const Layer& layer, const float* x, int dim, int row
             if (branch.is_attention) {
                 const Attention& attention = branch.attention;
                 float *query = own, *result = own + attention.padded(), *weights = result + attention.padded();
-                std::memset(query, 0, sizeof(float) * attention.padded());
-                pad_heads(attention, projected_[i].data() + size_t(row) * attention.input.out, query);
+                const size_t step = size_t(attention.padded_dim);
+                pad_heads(attention, projected_[i].data() + size_t(row) * attention.input.out, query, step);
                 const int keys = memory.keys(row, branch, found);
-                kernels_.attend(query, found, attention.padded(), keys, attention.heads, attention.padded_dim, weights,
-                                result);
+                kernels_.attend(query, found, step, attention.padded(), keys, attention.heads, attention.padded_dim,
+                                weights, result);
                 unpad_heads(attention, result, mixed_[i].data() + size_t(row) * attention.inner());
                 if (is_coded[i]) code_row(inputs_[2 * count + i], row);
                 continue;
@@ -432,10 +469,11 @@ void Runner::cross_attention(const Layer& layer, const float* x, int dim, int ro
     each_row(rows, kProduct * 2 * most * cross.padded() + kCoded * cross.inner(), size_t(2 * cross.padded() + rounded8(most)), size_t(most),
              [&](int row, float* own, const float** found) {
                  float *padded = own, *result = own + cross.padded(), *weights = result + cross.padded();
-                 std::memset(padded, 0, sizeof(float) * cross.padded());
-                 pad_heads(cross, queries + size_t(row) * cross.inner(), padded);
-                 const int keys = memory.cross(row, cross, found);
-                 kernels_.attend(padded, found, cross.padded(), keys, cross.heads, cross.padded_dim, weights, result);
+                 pad_heads(cross, queries + size_t(row) * cross.inner(), padded, size_t(cross.padded_dim));
+                 size_t head_offset = 0;
+                 const int keys = memory.cross(row, cross, found, &head_offset);
+                 kernels_.attend(padded, found, head_offset, size_t(cross.padded_dim), keys, cross.heads,
+                                 cross.padded_dim, weights, result);
                  unpad_heads(cross, result, mixed + size_t(row) * cross.inner());
                  if (is_coded) code_row(last, row);
              });
@@ -504,7 +542,7 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
         }
     }
     if (side.embedding_norm) normalise(side.embedding_norm, x_.data(), nullptr, side.dim, rows);
-    TokenMemory memory(*state, rows);
+    TokenMemory memory(*state, rows, *spare_);
     for (const Layer& one : side.layers) {
         memory.prepare(one);
         layer(one, side, rows, memory);
@@ -524,16 +562,20 @@ std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int leng
     input.stride = size_t(side.dim);
     for (const Layer& one : model_->decoder.layers) {
         const Attention& cross = one.cross;
-        auto found = zeroed<float>(size_t(rows) * 2 * cross.padded());
+        Spare::Block found = spare_->take(size_t(rows) * 2 * cross.padded());
         grow(hidden_, size_t(rows) * cross.inner() * 2);
         float *keys = hidden_.data(), *values = keys + size_t(rows) * cross.inner();
         linears({{&cross.keys, &input, keys, size_t(cross.inner()), false},
                  {&cross.values, &input, values, size_t(cross.inner()), false}},
                 rows);
-        for (int row = 0; row < rows; ++row) {
-            float* place = found.get() + size_t(row) * 2 * cross.padded();
-            pad_heads(cross, keys + size_t(row) * cross.inner(), place);
-            pad_heads(cross, values + size_t(row) * cross.inner(), place + cross.padded());
+        for (const State::Sentence& sentence : state->sentences) {
+            const size_t pair = 2 * size_t(cross.padded_dim), step = size_t(sentence.length) * pair;
+            float* place = found.get() + size_t(sentence.first_row) * 2 * cross.padded();
+            for (int s = 0; s < sentence.length; ++s, place += pair) {
+                const size_t from = size_t(sentence.first_row + s) * cross.inner();
+                pad_heads(cross, keys + from, place, step);
+                pad_heads(cross, values + from, place + cross.padded_dim, step);
+            }
         }
         state->cross.push_back(std::move(found));
     }
@@ -577,8 +619,8 @@ void Runner::step(State& state, const int64_t* tokens, const int64_t* order, con
         history[size_t(row) * now + before] = row;
     }
     state.is_broken = true;
-    state.keys.push_back(zeroed<float>(size_t(rows) * model_->key_floats));
-    state.windows[size_t(before % model_->longest_kernel)] = zeroed<float>(size_t(rows) * model_->conv_floats);
+    state.keys.push_back(spare_->take(size_t(rows) * model_->key_floats));
+    state.windows[size_t(before % model_->longest_kernel)] = spare_->take(size_t(rows) * model_->conv_floats);
     for (auto* buffer : {&x_, &y_, &z_}) grow(*buffer, size_t(rows) * side.dim);
     for (int row = 0; row < rows; ++row) {
         float* x = x_.data() + size_t(row) * side.dim;
@@ -642,20 +684,35 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
                  [&](int row, float*, const float**) { code_row(input, row); });
     const auto look = [&](int row, int chunk) {
         Part& part = parts[size_t(row) * chunks + chunk];
-        const int first = chunk * kChunk, size = std::min(kChunk, width - first);
+        const int first = chunk * kChunk, size = std::min(kChunk, width - first), groups = (size + kGroup - 1) / kGroup;
         const float* x = logits + size_t(row) * width + first;
-        kernels_.exp_sum(x, size, &part.largest, &part.sum);
+        float maxima[kChunk / kGroup], falling[kChunk / kGroup];
+        kernels_.maxima(x, size, maxima);
+        part.largest = *std::max_element(maxima, maxima + groups);
+        part.sum = kernels_.exp_sum(x, size, part.largest);
         part.count = 0;
         if (!is_sorted) return;
         Candidate* const best = likeliest.data() + (size_t(row) * chunks + chunk) * count;
         float threshold = bounds[size_t(row)].load(std::memory_order_relaxed);
-        for (int i = kernels_.next_above(x, 0, size, threshold); i < size;
-             i = kernels_.next_above(x, i + 1, size, threshold)) {
-            if (part.count < count) ++part.count;
-            int place = part.count - 1;
-            for (; place > 0 && best[place - 1].first < x[i]; --place) best[place] = best[place - 1];
-            best[place] = {x[i], first + i};
-            if (part.count == count) threshold = best[count - 1].first;
+        if (threshold == kNone && count <= groups) {
+            // so many words are at least as likely as that
+            std::copy(maxima, maxima + groups, falling);
+            std::nth_element(falling, falling + count - 1, falling + groups, std::greater<float>());
+            threshold = std::nextafter(falling[count - 1], kNone);
+        }
+        for (int group = 0; group < groups; ++group) {
+            if (!(maxima[group] > threshold)) continue;
+            const int from = group * kGroup;
+            uint32_t above = kernels_.above(x + from, std::min(kGroup, size - from), threshold);
+            for (; above != 0; above &= above - 1) {
+                const int i = from + __builtin_ctz(above);
+                if (!(x[i] > threshold)) continue;  // it has risen since
+                if (part.count < count) ++part.count;
+                int place = part.count - 1;
+                for (; place > 0 && best[place - 1].first < x[i]; --place) best[place] = best[place - 1];
+                best[place] = {x[i], first + i};
+                if (part.count == count) threshold = best[count - 1].first;
+            }
         }
         if (part.count < count) return;
         // one below: of equal words elsewhere, the first is wanted

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -10,6 +11,35 @@
 #include "threads.h"
 
 namespace lt {
+
+// Memory of states that are gone, for the next ones: what goes back to the system is cleared page by page when it comes
+// again, which takes as long as a layer does. Callers of any thread.
+class Spare : public std::enable_shared_from_this<Spare> {
+  public:
+    struct GiveBack {
+        std::shared_ptr<Spare> spare;
+        size_t floats = 0;
+        void operator()(float* p) const { spare->give(p, floats); }
+    };
+    using Block = std::unique_ptr<float[], GiveBack>;
+
+    Spare() = default;
+    ~Spare();
+    Spare(const Spare&) = delete;
+    Spare& operator=(const Spare&) = delete;
+
+    // Not zeroed; at a multiple of 64 bytes.
+    Block take(size_t floats);
+
+  private:
+    static constexpr size_t kMost = 2 << 20;  // floats that are kept
+
+    void give(float* p, size_t floats);
+
+    std::mutex mutex_;
+    std::vector<std::pair<size_t, float*>> blocks_;  // floats of each
+    size_t kept_ = 0;
+};
 
 // Between two steps of a batch. A row is a beam of a sentence; what a row remembers of a step is written once, into the
 // step's block, and found again by the row's history: beams change their order without any copy of it.
@@ -19,11 +49,11 @@ struct State {
         int first_row, length, padding;  // its tokens among those of the batch; padding in front of them
     };
     std::vector<Sentence> sentences;
-    std::vector<int> alive;                               // sentences that still have rows
-    std::vector<std::unique_ptr<float[], Free>> cross;    // by decoder layer: keys and values of all tokens
-    std::vector<std::unique_ptr<float[], Free>> keys;     // by step: rows of Model::key_floats
-    std::vector<std::unique_ptr<float[], Free>> windows;  // by step modulo the longest kernel: of Model::conv_floats
-    std::vector<int> history;                             // (rows, steps): the row of each step that a row goes back to
+    std::vector<int> alive;              // sentences that still have rows
+    std::vector<Spare::Block> cross;     // by decoder layer: of each sentence (heads, tokens, key and value)
+    std::vector<Spare::Block> keys;      // by step: rows of Model::key_floats
+    std::vector<Spare::Block> windows;   // by step modulo the longest kernel: of Model::conv_floats
+    std::vector<int> history;            // (rows, steps): the row of each step that a row goes back to
     int rows = 0, steps = 0;
     bool is_broken = false;  // an error came in the middle of a step
     std::shared_ptr<const Linear> projection;  // of the words that are allowed; null: of all
@@ -92,6 +122,7 @@ class Runner {
     const Kernels& kernels_;
     Pool pool_;
     std::mutex mutex_;
+    const std::shared_ptr<Spare> spare_ = std::make_shared<Spare>();
     std::shared_ptr<const Linear> projection_;
     std::shared_ptr<const std::vector<int64_t>> words_;
 
