@@ -36,7 +36,8 @@ class MultiheadAttention(IncrementalModule):
         num_heads: H.
         key_dim: channels of key and value; C unless said.
         dropout: on the attention probabilities.
-        backend: of the projections' bias gradients, as in `ops.linear`.
+        backend: of short sentences' attention and of the projections' bias gradients: 'auto', 'triton' or 'reference',
+            as in `ops.short_attention` and `ops.linear`. It says how fast, not what.
     Raises: ConfigError if H does not divide C.
     Source: Vaswani et al. 2017, section 3.2.
     """
@@ -136,6 +137,11 @@ class MultiheadAttention(IncrementalModule):
             attn_mask: (T, S), -inf (or a large negative number) hides a key; or bool, True = hidden; or `CAUSAL` for a
                 whole sequence, T = S.
         """
+        if incremental_state is None and not (need_weights or need_head_weights):
+            assert key is not None
+            short = self._attend_short(query, key, value, key_padding_mask, attn_mask)
+            if short is not None:
+                return self.out_proj(short), None
         hidden: Tensor | None = None
         attend: Tensor | None = None  # bool, or what is added to the scores
         only_causal = False
@@ -180,6 +186,38 @@ class MultiheadAttention(IncrementalModule):
                 # some of the GPU's half-precision kernels average over hidden keys where there are no others
                 out = out.masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
         return self._project_out(out), weights
+
+    def _attend_short(
+        self, query: Tensor, key: Tensor, value: Tensor | None, padding: Tensor | None, attn_mask: Tensor | str | None
+    ) -> Tensor | None:
+        """(T, B, C) of whole short sentences, before the output projection; None where their kernel does not fit."""
+        causal = isinstance(attn_mask, str) and attn_mask == CAUSAL and key is query
+        if key is not value or not self.fuse_projections or not (attn_mask is None or causal):
+            return None
+        device = query.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        if not ops.uses_short_attention(self.backend, query, query.size(0), key.size(0), self.head_dim, dtype):
+            return None
+        if key is query:
+            queries, keys_values = self._project_packed(query, self.q_proj, self.k_proj, self.v_proj), None
+        else:
+            queries = by_rows(self.q_proj, query)
+            keys_values = self._project_packed(key, self.k_proj, self.v_proj)
+        return ops.short_attention(
+            queries,
+            keys_values,
+            self.num_heads,
+            padding_mask=None if padding is None else padding.bool(),
+            causal=causal,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+
+    def _project_packed(self, x: Tensor, *projections: nn.Linear) -> Tensor:
+        """(N, B, C') -> (N, B, P * C): P projections side by side, in one matrix product."""
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = torch.cat([projection.bias for projection in projections])
+        return ops.linear(x.flatten(0, 1), weight, bias, backend=self.backend).unflatten(0, x.shape[:2])
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, R) of whole sequences."""

@@ -3,6 +3,7 @@
 Letters: T time, B batch, C channels, H heads, K kernel size, R = C / H channels per head, V vocabulary.
 """
 
+from lite_transformer.ops.attention import short_attention, uses_short_attention
 from lite_transformer.ops.backends import BACKENDS, draw_seeds
 from lite_transformer.ops.bias import linear, uses_row_kernels
 from lite_transformer.ops.convolution import dynamic_conv, lightweight_conv
@@ -21,5 +22,7 @@ __all__ = [
     "lightweight_conv_step",
     "linear",
     "residual_norm",
+    "short_attention",
     "uses_row_kernels",
+    "uses_short_attention",
 ]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention as FairseqAttention
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from lite_transformer import ops
 from lite_transformer.errors import ConfigError
 from lite_transformer.modules import MultiheadAttention
 from lite_transformer.modules import attention as attention_module
@@ -165,6 +166,59 @@ def test_on_a_gpu_activations_are_not_moved_but_to_join_the_gradients_of_queries
     assert writes.found == {"cat": 1}
     for ours, theirs in zip(found, expected, strict=True):
         assert_same(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_kernel_of_short_sentences_computes_the_same(monkeypatch, cross, causal, masked):
+    pytest.importorskip("triton")
+    if cross and causal:
+        pytest.skip("the encoder has no future")
+    torch.manual_seed(0)
+    attention = MultiheadAttention(12, 2, key_dim=10 if cross else None, dropout=0.5, backend="triton").eval()
+    x, memory = torch.randn(6, 3, 24)[..., 12:].requires_grad_(), torch.randn(6, 3, 10, requires_grad=True)
+    key, inputs = (memory, [x, memory]) if cross else (x, [x])
+    arguments = {"key_padding_mask": pad_mask() if masked else None, "attn_mask": CAUSAL if causal else None}
+    calls = []
+    original = ops.short_attention
+    monkeypatch.setattr(ops, "short_attention", lambda *a, **k: calls.append(k["dropout"]) or original(*a, **k))
+    found = []
+    for together in (False, True):
+        monkeypatch.setattr(attention, "fuse_projections", together)
+        out, _ = attention(x, key, key, **arguments)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), [*inputs, *attention.parameters()])])
+    assert calls == [0.0]
+    for ours, theirs in zip(*found, strict=True):
+        assert_same(ours, theirs, 1e-4)
+    attention.train()(x, key, key, **arguments)
+    assert calls == [0.0, 0.5]
+
+
+def test_what_the_kernel_of_short_sentences_does_not_compute_goes_another_way(monkeypatch):
+    pytest.importorskip("triton")
+    attention = MultiheadAttention(8, 2, backend="triton").eval()
+    x, y = torch.randn(6, 3, 8), torch.randn(65, 1, 8)
+    monkeypatch.setattr(ops, "short_attention", lambda *_, **__: pytest.fail("asked"))
+    attention(x, x, x, pad_mask(), need_weights=True)
+    attention(x, x, x, attn_mask=future_mask(6))
+    attention(x, x, x.clone())
+    attention(y, y, y)
+    attention(x[:1], x[:1], x[:1], incremental_state={})
+    attention.backend = "reference"
+    attention(x, x, x)
+
+
+def test_under_autocast_the_kernel_of_short_sentences_takes_halves():
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    attention = MultiheadAttention(16, 2, backend="triton").eval()
+    x = torch.randn(90, 2, 16)  # too long in fp32
+    right = attention(x, x, x)[0]
+    with torch.autocast("cpu", torch.float16):
+        found = attention(x, x, x)[0]
+    assert found.dtype == torch.float16
+    assert_same(found.float(), right, 1e-2)
 
 
 def test_a_row_without_any_key_is_the_output_bias_and_its_gradient_is_finite(attention):

@@ -30,11 +30,12 @@ def results(attention, x, padding, attn_mask, direction):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_the_fp32_computation_on_the_cpu(dims, dtype, causal, masked):
+@pytest.mark.parametrize("length", [33, 140])  # in our kernel, in torch's
+def test_equals_the_fp32_computation_on_the_cpu(dims, dtype, causal, masked, length):
     torch.manual_seed(0)
     reference = MultiheadAttention(*dims)
-    x, direction = torch.randn(33, 5, dims[0]), torch.randn(33, 5, dims[0])
-    padding = torch.zeros(5, 33, dtype=torch.bool)
+    x, direction = torch.randn(length, 5, dims[0]), torch.randn(length, 5, dims[0])
+    padding = torch.zeros(5, length, dtype=torch.bool)
     padding[1, 20:] = padding[2, :7] = padding[3, 1:] = True
     arguments = (padding if masked else None, CAUSAL if causal else None)
     if masked and causal:
@@ -54,17 +55,18 @@ def test_equals_the_fp32_computation_on_the_cpu(dims, dtype, causal, masked):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("causal", [False, True])
-def test_rows_without_any_key_are_the_output_bias(dtype, causal):
+@pytest.mark.parametrize("length", [12, 140])
+def test_rows_without_any_key_are_the_output_bias(dtype, causal, length):
     torch.manual_seed(0)
     attention = MultiheadAttention(80, 4).to("cuda", dtype)
     with torch.no_grad():
         attention.out_proj.bias.normal_()
-    x = torch.randn(12, 3, 80, device="cuda", dtype=dtype)
-    padding = torch.zeros(3, 12, dtype=torch.bool, device="cuda")
+    x = torch.randn(length, 3, 80, device="cuda", dtype=dtype)
+    padding = torch.zeros(3, length, dtype=torch.bool, device="cuda")
     padding[0] = True
     padding[1, :5] = True
     found = results(attention, x, padding, CAUSAL if causal else None, torch.ones_like(x))
     assert all(torch.isfinite(value).all() for value in found)
-    assert_same(found[0][:, 0], attention.out_proj.bias.detach().expand(12, 80), 1e-6)
+    assert_same(found[0][:, 0], attention.out_proj.bias.detach().expand(length, 80), 1e-6)
     if causal:
         assert_same(found[0][:5, 1], attention.out_proj.bias.detach().expand(5, 80), 1e-6)

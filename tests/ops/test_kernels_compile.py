@@ -1,4 +1,4 @@
-"""Triton's interpreter takes what its compiler refuses: the kernels over rows are compiled for a GPU, without one."""
+"""Triton's interpreter takes what its compiler refuses: kernels are compiled for a GPU, without one."""
 
 import os
 import subprocess
@@ -14,10 +14,12 @@ PROGRAM = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lite_transformer.ops import triton_rows
+from lite_transformer.ops import triton_attention, triton_rows
 
 FLOATS = ("x", "residual", "weight", "bias", "normed", "summed", "grad", "extra", "grad_x", "grad_residual", "out")
-POINTERS = dict.fromkeys(FLOATS, "*bf16") | dict.fromkeys(("statistics", "partial"), "*fp32") | {"seed": "*i64"}
+FLOATS += ("queries", "keys_values", "grad_queries", "grad_keys_values")
+POINTERS = dict.fromkeys(FLOATS, "*bf16") | dict.fromkeys(("statistics", "partial"), "*fp32")
+POINTERS |= {"mask": "*u8", "seed": "*i64"}
 DROPOUT = {"DROPOUT": True, "THRESHOLD": 429496730, "SCALE": 1 / 0.9}
 ROWS = {"C": 496, "ALIGN": 16, "BR": 2, "BC": 512}
 
@@ -38,6 +40,10 @@ wide_accesses(triton_rows._backward_kernel, options)
 wide_accesses(triton_rows._thin_kernel, options)
 wide_accesses(triton_rows._column_share_kernel, options | {"C": 248, "ALIGN": 8, "BR": 32, "BC": 64})
 wide_accesses(triton_rows._share_total_kernel, {"C": 992, "BN": 128, "BC": 16})
+heads = {"C": 256, "H": 4, "R": 64, "KEYS_AT": 256, "QUERY_COLUMNS": 768, "KEY_COLUMNS": 768, "BN": 16, "BR": 64}
+options = heads | DROPOUT | {"HAS_MASK": True, "CAUSAL": True, "ALIGN": 16, "PRECISION": "ieee"}
+wide_accesses(triton_attention._attention_kernel, options)
+wide_accesses(triton_attention._attention_gradient_kernel, options)
 """
 
 
@@ -54,6 +60,9 @@ def test_kernels_compile_and_load_sixteen_bytes_at_a_time(tmp_path):
         "_thin_kernel": (4, 4),
         "_column_share_kernel": (8, 0),
         "_share_total_kernel": (16, 0),
+        # a lane has 32 of a tile's 1024 halves here too
+        "_attention_kernel": (12, 4),
+        "_attention_gradient_kernel": (16, 12),
     }
     assert found.keys() == least.keys()
     for name, (loads, stores) in least.items():
