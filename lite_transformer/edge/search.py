@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +61,20 @@ class Found:
     score: float
 
 
+@runtime_checkable
+class Searcher(Protocol):
+    """An engine that goes through the steps of `search` by itself, with the same hypotheses."""
+
+    def search(
+        self, source: Ids, limits: Ids, beam: int, min_len: int, no_repeat_ngram_size: int, lenpen: float
+    ) -> list[list[tuple[list[int], float]]]:
+        """The hypotheses of each sentence, best first: tokens with the end of the sentence, and scores.
+
+        Args:
+            source: (B, S) ids, padded on the left. limits: (B), tokens before the end of a hypothesis, at most.
+        """
+
+
 def collate(sources: Sequence[Sequence[int]]) -> Ids:
     """(B, S) ids, padded on the left as fairseq does for translation."""
     width = max(map(len, sources))
@@ -78,9 +93,13 @@ def search(
         sources: tokens of each, the end of the sentence included.
         vocabulary_size: V. longest: tokens that the model can write. `Settings.check` has seen both.
     """
+    limits = np.array([min(int(settings.max_len_a * len(s) + settings.max_len_b), longest - 1) for s in sources])
+    if isinstance(engine, Searcher):
+        options = (settings.beam, settings.min_len, settings.no_repeat_ngram_size, settings.lenpen)
+        by_sentence = engine.search(collate(sources), limits, *options)
+        return [[Found(tuple(tokens), score) for tokens, score in hypotheses] for hypotheses in by_sentence]
     finished: list[list[Found]] = [[] for _ in sources]
     beam, width = settings.beam, 2 * settings.beam
-    limits = np.array([min(int(settings.max_len_a * len(s) + settings.max_len_b), longest - 1) for s in sources])
     alive = np.arange(len(sources))  # the sentences that still have rows
     own_limits, shortest = limits, int(limits.min())  # of those
     state = engine.encode(collate(sources))

@@ -22,6 +22,7 @@ from lite_transformer.edge import export as exporting
 from lite_transformer.edge.engine import Candidates
 from lite_transformer.edge.folder import read_manifest
 from lite_transformer.edge.native import NativeEngine, obstacle
+from lite_transformer.edge.native.library import Library
 from lite_transformer.edge.search import collate, search
 from lite_transformer.edge.vocabulary import END, PAD, Vocabulary
 from lite_transformer.errors import ConfigError, UnsupportedInputError
@@ -408,6 +409,66 @@ def test_a_package_without_a_compiler(tmp_path):
     assert done.returncode == 0
     assert not list(tmp_path.rglob("*.so"))
     assert "building extension" in done.stderr and "failed" in done.stderr
+
+
+class Stepping:
+    """An engine that leaves the search to Python."""
+
+    def __init__(self, engine: NativeEngine):
+        self.encode, self.step = engine.encode, engine.step
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beam": 1},
+        {"beam": 21, "max_len_b": 4},  # as wide as 44 words allow
+        {"lenpen": 0.3, "min_len": 5},
+        {"lenpen": -1.5, "max_len_a": 1.2, "max_len_b": 0},  # another limit for each sentence
+        {"min_len": 15, "max_len_b": 15, "no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2, "min_len": 12},
+        {"no_repeat_ngram_size": 3, "min_len": 20, "beam": 2},
+        {"max_len_b": 0, "min_len": 0},
+    ],
+    ids=repr,
+)
+def test_the_search_is_that_of_python(options, tiny):
+    """To the last bit, for a batch and for each sentence alone, with all words and with some."""
+    translator = Translator.load(tiny.folder, engine="native")
+    engine, longest = translator.engine, translator.manifest.max_target_tokens
+    settings = translator.settings(**{"beam": 4, "max_len_a": 0.0, "max_len_b": 20, "lenpen": 1.0} | options)
+    batch = [[40, END], *sources(count=20, seed=7)]
+    ids = np.arange(WORDS) if settings.beam == 21 else np.setdiff1d(np.arange(WORDS), [3, 9, 17, 30, 40])
+    for allowed in (None, ids):
+        engine.restrict(allowed)
+        words = WORDS if allowed is None else len(allowed)
+        found = search(engine, batch, settings, words, longest)
+        assert found == search(Stepping(engine), batch, settings, words, longest)
+        assert found == [search(engine, [source], settings, words, longest)[0] for source in batch]
+
+
+@needs_native
+def test_an_interrupt_ends_a_search(tiny, monkeypatch):
+    engine = NativeEngine(tiny.folder, read_manifest(tiny.folder))
+    steps, released, call, try_to = [], [], Library.call, Library.try_to
+
+    def interrupted(library, name, *arguments, error):
+        steps.append(name)
+        if steps.count("lt_search_step") == 3:
+            raise KeyboardInterrupt
+        return try_to(library, name, *arguments, error=error)
+
+    def watched(library, name, *arguments):
+        released.append(name)
+        return call(library, name, *arguments)
+
+    monkeypatch.setattr(Library, "try_to", interrupted)
+    monkeypatch.setattr(Library, "call", watched)
+    with pytest.raises(KeyboardInterrupt):
+        engine.search(np.array([[5, END]]), np.array([20]), 4, 12, 0, 1.0)
+    assert released == ["lt_search_release"]
 
 
 @needs_native

@@ -194,6 +194,37 @@ def test_steps_that_cannot_be(engine, change, message):
     np.testing.assert_array_equal(after.scores, again.scores)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beam": 0}, "beam 0 of 2 sentences"),
+        ({"beam": 23}, "beam 23 is too wide for 44 words"),
+        ({"beam": 1 << 22}, "beam 4194304 of 2 sentences"),
+        ({"beam": 1 << 40}, "settings of a search that cannot be"),
+        ({"min_len": -1}, "settings of a search that cannot be"),
+        ({"no_repeat_ngram_size": -1}, "settings of a search that cannot be"),
+        ({"lenpen": float("nan")}, "settings of a search that cannot be"),
+        ({"limits": np.array([5, -1])}, "a limit of -1 tokens"),
+        ({"limits": np.array([5])}, r"limits \(1,\) of a source \(2, 3\): one for each sentence"),
+        ({"source": np.array([[5, 6, END], [PAD, PAD, PAD]])}, "sentence 1 of the batch has no token"),
+        ({"source": np.array([5, END])}, r"limits \(2,\) of a source \(2,\)"),
+    ],
+)
+def test_searches_that_cannot_be(engine, change, message):
+    good = {"source": np.array([[5, 6, END], [PAD, 7, END]]), "limits": np.array([5, 9]), "beam": 2, "min_len": 1}
+    good |= {"no_repeat_ngram_size": 0, "lenpen": 1.0}
+    with pytest.raises(UnsupportedInputError, match=message):
+        engine.search(**good | change)
+    assert all(engine.search(**good))
+
+
+def test_a_search_whose_numbers_grow_without_end(copy):
+    overwrite(copy, "decoder.1.final_norm.weight", np.full(16, 3e38, np.float32))
+    engine = NativeEngine(copy, read_manifest(copy))
+    with pytest.raises(UnsupportedInputError, match="log-probabilities are not finite"):
+        engine.search(np.array([[5, END]]), np.array([5]), 2, 1, 0, 1.0)
+
+
 def test_a_state_of_another_engine(engine, int8_folder):
     other = NativeEngine(int8_folder, read_manifest(int8_folder))
     with pytest.raises(UnsupportedInputError, match="another engine's"):

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from lite_transformer.edge import Translator
+from lite_transformer.edge import Translator, runtime
 from lite_transformer.edge.runtime import BATCH_TOKENS, _batches
 from lite_transformer.errors import ConfigError
 from tests.edge.models import translated_without
@@ -61,17 +61,17 @@ def test_words_of_pieces_are_shown_whole(translator):
     assert [translator._is_whole(0, following) for following in (0, 1)] == [True, False]
 
 
-def test_long_lines_are_split_and_nothing_is_lost(translator, caplog):
+def test_long_lines_are_split_and_nothing_is_lost(translator, caplog, monkeypatch):
     translator.max_source_tokens = 6
     seen = []
-    engine_encode = translator.engine.encode
+    search = runtime.search
 
-    def encode(source):
-        seen.extend(source[source > 3].tolist())
-        assert source.shape[1] <= 6
-        return engine_encode(source)
+    def watched(engine, sources, *rest):
+        seen.extend(token for source in sources for token in source[:-1])
+        assert max(map(len, sources)) <= 6
+        return search(engine, sources, *rest)
 
-    translator.engine.encode = encode
+    monkeypatch.setattr(runtime, "search", watched)
     line = " ".join(f"w{index}" for index in range(30))
     found = translator.translate(["w1", line, "w2"], first=11, max_len_b=5)
     assert sorted(seen) == sorted([5, 6, *range(4, 34)])
@@ -86,16 +86,16 @@ def test_a_word_longer_than_the_model_reads(translator, monkeypatch):
     assert translator._cut("abcdefgh", 4) == [[4, 5, 6, 2], [7, 8, 9, 2], [10, 11, 2]]
 
 
-def test_one_bad_line_does_not_lose_the_others(translator, caplog):
+def test_one_bad_line_does_not_lose_the_others(translator, caplog, monkeypatch):
     good = translator.translate(LINES)
-    encode = translator.engine.encode
+    search = runtime.search
 
-    def breaks(source):
-        if source.shape[1] == 13:  # the longest line alone has 13 tokens
+    def breaks(engine, sources, *rest):
+        if max(map(len, sources)) == 13:  # the longest line alone has 13 tokens
             raise RuntimeError("no memory\nfor this")
-        return encode(source)
+        return search(engine, sources, *rest)
 
-    translator.engine.encode = breaks
+    monkeypatch.setattr(runtime, "search", breaks)
     found = translator.translate(LINES)
     assert found == [*good[:4], "", *good[5:]]
     assert "line 5: cannot be translated, left empty (no memory for this)" in caplog.text

@@ -6,8 +6,11 @@ row, sums exact. The sources beside this file are compiled when the package is i
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import mmap
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +159,31 @@ class NativeEngine:
             error=UnsupportedInputError,
         )
         return Candidates(scores, found, end_scores)
+
+    def search(
+        self, source: Ids, limits: Ids, beam: int, min_len: int, no_repeat_ngram_size: int, lenpen: float
+    ) -> list[list[tuple[list[int], float]]]:
+        """See `Searcher` in search.py. A call of compiled code for each step, so that an interrupt finds its way."""
+        source, limits = np.ascontiguousarray(source, np.int64), np.ascontiguousarray(limits, np.int64)
+        if source.ndim != 2 or limits.shape != source.shape[:1]:
+            raise UnsupportedInputError(f"limits {limits.shape} of a source {source.shape}: one for each sentence")
+        library = self._library
+        handle = library.try_to(
+            "lt_search", self._handle, source.ctypes.data, limits.ctypes.data, *source.shape, beam, min_len,
+            no_repeat_ngram_size, lenpen, error=UnsupportedInputError,
+        )  # fmt: skip
+        try:
+            while library.try_to("lt_search_step", handle, error=UnsupportedInputError) == 1:
+                pass
+            return [list(self._found(handle, sentence, int(limit) + 1)) for sentence, limit in enumerate(limits)]
+        finally:
+            library.call("lt_search_release", handle)
+
+    def _found(self, search: int, sentence: int, most: int) -> Iterator[tuple[list[int], float]]:
+        """Hypotheses of a finished search, of at most ``most`` tokens."""
+        tokens, score = (ctypes.c_int64 * most)(), ctypes.c_float()
+        for rank in itertools.count():
+            length = self._library.call("lt_search_found", search, sentence, rank, tokens, most, ctypes.byref(score))
+            if length == 0:
+                return
+            yield tokens[:length], score.value

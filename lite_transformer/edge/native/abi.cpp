@@ -1,4 +1,5 @@
 // The engine for callers in C: see `library.py`. Every function that can fail gives 0 or null and writes a line.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -10,6 +11,7 @@
 #include "machine.h"
 #include "model.h"
 #include "runner.h"
+#include "search.h"
 
 #define LT_API extern "C" __attribute__((visibility("default")))
 
@@ -47,9 +49,14 @@ bool guarded(char* error, int room, const Body& body) {
     return false;
 }
 
+void check_batch(int64_t batch, int64_t length) {
+    if (batch < 1 || length < 1 || batch > (1 << 20) || length > (1 << 20) || batch * length > (1 << 24))
+        throw Problem("a batch of " + std::to_string(batch) + " x " + std::to_string(length) + " tokens");
+}
+
 }  // namespace
 
-LT_API int lt_version() { return 2; }
+LT_API int lt_version() { return 3; }
 
 LT_API const char* lt_kernels(int index) {
     const Kernels* kernels = index < 0 ? nullptr : nth_kernels(index);
@@ -79,8 +86,7 @@ LT_API lt::State* lt_encode(lt::Runner* runner, const int64_t* source, int64_t b
                             char* error, int room) {
     lt::State* state = nullptr;
     guarded(error, room, [&] {
-        if (batch < 1 || length < 1 || batch > (1 << 20) || length > (1 << 20) || batch * length > (1 << 24))
-            throw Problem("a batch of " + std::to_string(batch) + " x " + std::to_string(length) + " tokens");
+        check_batch(batch, length);
         state = runner->encode(source, int(batch), int(length), states).release();
     });
     return state;
@@ -105,6 +111,41 @@ LT_API int lt_step(lt::Runner* runner, lt::State* state, const int64_t* tokens, 
         runner->step(*state, tokens, order, sentences, int(batch), int(beams), int(count), scores, found, end_scores);
     });
 }
+
+// See search.h. limits: (batch).
+LT_API lt::Search* lt_search(lt::Runner* runner, const int64_t* source, const int64_t* limits, int64_t batch,
+                             int64_t length, int64_t beam, int64_t min_len, int64_t ngram, double lenpen, char* error,
+                             int room) {
+    lt::Search* search = nullptr;
+    guarded(error, room, [&] {
+        check_batch(batch, length);
+        for (const int64_t number : {beam, min_len, ngram})
+            if (number < 0 || number > (1 << 24)) throw Problem("settings of a search that cannot be");
+        const lt::Search::Settings settings{int(beam), int(min_len), int(ngram), lenpen};
+        search = new lt::Search(*runner, source, limits, int(batch), int(length), settings);
+    });
+    return search;
+}
+
+// 1: there are more steps; 2: there are none.
+LT_API int lt_search_step(lt::Search* search, char* error, int room) {
+    bool goes_on = false;
+    return guarded(error, room, [&] { goes_on = search->advance(); }) ? (goes_on ? 1 : 2) : 0;
+}
+
+// Length of a sentence's hypothesis, by rank; 0 if there is none. tokens: as many as there is room for.
+LT_API int64_t lt_search_found(const lt::Search* search, int64_t sentence, int64_t rank, int64_t* tokens, int64_t most,
+                               float* score) {
+    if (sentence < 0 || sentence >= search->sentences()) return 0;
+    const auto& found = search->found(int(sentence));
+    if (rank < 0 || rank >= int64_t(found.size())) return 0;
+    const auto& own = found[size_t(rank)].tokens;
+    std::copy(own.begin(), own.begin() + std::min(int64_t(own.size()), most), tokens);
+    *score = found[size_t(rank)].score;
+    return int64_t(own.size());
+}
+
+LT_API void lt_search_release(lt::Search* search) { delete search; }
 
 // One int8 layer by itself, for tests: x (rows, in), codes (out, in), scales (out), bias (out) or null, y (rows, out).
 LT_API int lt_linear(const char* kernels, const float* x, int64_t rows, int64_t in, const int8_t* codes,

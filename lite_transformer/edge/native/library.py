@@ -11,7 +11,7 @@ from typing import Any
 
 from lite_transformer.errors import ConfigError, UnsupportedInputError
 
-VERSION = 2  # of the functions below and of the plan
+VERSION = 3  # of the functions below and of the plan
 _NAME = "_engine"
 _ERROR_BYTES = 512
 
@@ -42,6 +42,10 @@ class Library:
             ("lt_release", None, [pointer]),
             ("lt_restrict", number, [pointer, pointer, integer, text, number]),
             ("lt_step", number, [*[pointer] * 5, *[integer] * 3, *[pointer] * 3, text, number]),
+            ("lt_search", pointer, [pointer, pointer, pointer, *[integer] * 5, real, text, number]),
+            ("lt_search_step", number, [pointer, text, number]),
+            ("lt_search_found", integer, [pointer, integer, integer, pointer, integer, pointer]),
+            ("lt_search_release", None, [pointer]),
             ("lt_machine", number, [number, integer, integer, real, pointer, text, number]),
             ("lt_linear", number, [text, pointer, integer, integer, *[pointer] * 3, integer, pointer, text, number]),
         ):

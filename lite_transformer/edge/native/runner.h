@@ -89,6 +89,9 @@ class Runner {
     void step(State& state, const int64_t* tokens, const int64_t* order, const int64_t* sentences, int batch, int beams,
               int count, float* scores, int64_t* found, float* end_scores);
 
+    // How many words a batch may write.
+    int words_of(const State& state) const { return state.projection ? state.projection->out : model_->output.out; }
+
     // Words that may be written from the next `encode` on; null: all.
     void restrict_to(const int64_t* ids, int count);
 
