@@ -35,7 +35,8 @@ from lite_transformer.released.folder import check_folder, describe_known, find_
 logger = logging.getLogger(__name__)
 
 BUFFERED_BATCHES = 16  # lines that are sorted by length together: at most this many batches
-EXPORTED_FILE = "edge.json"  # in the folder of an exported model, which is run without torch
+# in the folder of an exported model, which is run without torch; any of them, for one may be missing
+EXPORTED_FILES = ("edge.json", "decoder.onnx", "weights.bin")
 READ_BYTES = 1 << 16  # asked for at a time; a pipe gives what is there
 
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed.")
     _check_files(args.input, args.output)
     translator: Translator | ExportedTranslator
-    if args.model and (Path(args.model) / EXPORTED_FILE).is_file():
+    if args.model and any((Path(args.model) / name).is_file() for name in EXPORTED_FILES):
         translator = ExportedTranslator(args)
     else:
         for name in ("threads", "engine", "shortlist"):

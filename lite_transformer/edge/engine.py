@@ -69,7 +69,7 @@ def session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised; on the screen they would stand a second time
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)
     # threads that wait by spinning would take the processor from the caller between two steps
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
@@ -120,19 +120,18 @@ class OnnxEngine:
         self._encoder = start_session(folder / ENCODER_FILE, self._options)
         self._decoders: dict[str, Any] = {}
         self._choice: _Choice | None = None
-        self._shapes = [tuple(shape) for shape in manifest.caches]
+        self._shapes = [tuple(shape) if isinstance(shape, list) else shape for shape in manifest.caches]
         decoder = self._decoder(RESTRICTED_FILE if restricted else DECODER_FILE)
         inputs = [item.name for item in decoder.get_inputs()]
         self._cache_names = [name for name in inputs if name.startswith("cache.")]
         self._memory_names = [name for name in inputs if name.startswith("memory.")]
+        shapes = {item.name: item.shape[1:] for item in decoder.get_inputs()}
+        # a dimension that grows from step to step has a name in the graph, and is 0 before the first
+        wanted = [tuple(0 if isinstance(size, str) else size for size in shapes[name]) for name in self._cache_names]
         outputs = ["scores", "tokens_out", "end_scores", *(f"new.{name}" for name in self._cache_names)]
         known = {item.name for item in decoder.get_outputs()}
         found = {item.name for item in self._encoder.get_outputs()}
-        if (
-            not set(outputs) <= known
-            or not set(self._memory_names) <= found
-            or len(self._shapes) != len(self._cache_names)
-        ):
+        if not set(outputs) <= known or not set(self._memory_names) <= found or self._shapes != wanted:
             raise CheckpointError(f"{folder}: its graphs do not belong together. Export the model again")
         self._outputs = outputs
 

@@ -30,6 +30,9 @@ class FixedEngine:
         options = session_options(threads)
         self._encoder, self._decoder = (start_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE))
         inputs = {item.name: item.shape for item in self._decoder.get_inputs()}
+        sources = {item.name: item.shape for item in self._encoder.get_inputs()}
+        if inputs.get("tokens") != [1, self.beam] or sources.get("source") != [1, self.length]:
+            raise CheckpointError(f"{folder}: its graphs are not of its fixed shapes. Export the model again")
         self._caches = [name for name in inputs if name.startswith("cache.")]
         self._memory = [name for name in inputs if name.startswith("memory.")]
         self._empty = [np.zeros(inputs[name], np.float32) for name in self._caches]

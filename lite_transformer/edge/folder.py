@@ -9,7 +9,9 @@ from typing import Any
 
 from data_prep.io import read_json, write_json
 from lite_transformer import file_list
+from lite_transformer.edge.vocabulary import END, PAD, UNKNOWN
 from lite_transformer.errors import CheckpointError, DataError
+from lite_transformer.scoring.protocols import Search
 
 # Of the folder; a program reads this one and older ones. 1: small tensors are in the graphs alone; 2: the step gives
 # (B, N, ...) and not rows.
@@ -22,7 +24,9 @@ RESTRICTED_FILE = "decoder_restricted.onnx"
 SHORTLIST_FILE = "shortlist.bin"  # only if the model was exported with one
 WEIGHTS_FILE = "weights.bin"
 PRECISIONS = ("fp32", "int8", "int4")
+SPECIAL = {"pad": PAD, "end": END, "unknown": UNKNOWN}
 
+_LEAST_TOKENS = 2  # that a model reads and writes: one, and the end of the sentence
 _ENTRY = {"sha256": str, "size_bytes": int}  # of a file
 _AGAIN = "Export the model again: lite-transformer export CHECKPOINT --out DIR"
 
@@ -37,11 +41,11 @@ class Manifest:
         source_language, target_language: two-letter codes.
         text: settings of the `TextPipeline` of either language.
         vocabulary: file of the source's and of the target's dictionary.
-        special: ids of 'pad', 'end' (of a sentence; a target begins with it, too) and 'unknown'.
+        special: ids of 'pad', 'end' (of a sentence; a target begins with it, too) and 'unknown': SPECIAL.
         max_source_tokens, max_target_tokens: what the model was built for, end of the sentence included.
         caches: shape of each cache of the decoding step, for one row before the first step.
         model: sizes of the architecture, for people and other engines.
-        search: 'beam' and 'lenpen' that are taken unless others are asked for.
+        search: settings of `Search` that are taken unless others are asked for.
         parity: how far the exported model is from the original one.
         tensors: of weights.bin: offset in bytes, dtype and shape by name.
         files: sha256 and size_bytes by path, for every file but edge.json.
@@ -89,7 +93,9 @@ def read_manifest(folder: Path) -> Manifest:
         content = read_json(path)
     except DataError as error:
         raise CheckpointError(f"{error} {_AGAIN}") from None
-    if not isinstance(content, dict) or content.get("kind") != KIND or not isinstance(content.get("format"), int):
+    except RecursionError:
+        raise CheckpointError(f"{path}: cannot be read as JSON (it nests too deep). {_AGAIN}") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND or type(content.get("format")) is not int:
         raise CheckpointError(f"{path} is of another program: it does not say kind '{KIND}'. {_AGAIN}")
     if content["format"] > FORMAT:
         raise CheckpointError(
@@ -111,7 +117,7 @@ def _problem(manifest: Manifest) -> str | None:
     """What of a manifest cannot be; None if all is well."""
     for field in fields(Manifest):
         wanted = {"int": int, "str": str}.get(str(field.type), dict if str(field.type).startswith("dict") else list)
-        if not isinstance(getattr(manifest, field.name), wanted):
+        if type(getattr(manifest, field.name)) is not wanted:
             return f"'{field.name}' is no {wanted.__name__}"
     if manifest.precision not in PRECISIONS:
         return f"unknown precision '{manifest.precision}'"
@@ -130,8 +136,17 @@ def _problem(manifest: Manifest) -> str | None:
     for language in (manifest.source_language, manifest.target_language):
         if not isinstance(manifest.text.get(language), Mapping):
             return f"it has no text settings for {language}"
-    if any(not isinstance(manifest.special.get(name), int) for name in ("pad", "end", "unknown")):
-        return "it does not say which tokens are special"
+    if manifest.special != SPECIAL:
+        return f"its special tokens are not {SPECIAL}"
+    for name in ("max_source_tokens", "max_target_tokens"):
+        if getattr(manifest, name) < _LEAST_TOKENS:
+            return f"'{name}' is {getattr(manifest, name)}, less than {_LEAST_TOKENS}"
+    unknown = set(manifest.search) - {field.name for field in fields(Search)}
+    if unknown:
+        return f"unknown setting of the search '{min(unknown)}'"
+    for name in ("source_vocabulary", "target_vocabulary"):
+        if type(manifest.model.get(name)) is not int:
+            return f"it does not say the model's '{name}'"
     return None
 
 

@@ -89,11 +89,13 @@ class Translator:
         for side, language in (("source", manifest.source_language), ("target", manifest.target_language)):
             try:
                 pipeline = TextPipeline.from_json(manifest.text[language], folder)
+                if pipeline.subword != "none" and not manifest.files.get(pipeline.codes, {}).get("size_bytes"):
+                    raise CheckpointError(
+                        f"{folder}: its subword model {pipeline.codes} is empty or not listed. Export the model again"
+                    )
                 pipeline.split("")  # reads the subword model
             except (DataError, TypeError) as error:
                 raise CheckpointError(f"{folder}: its text settings cannot be used ({error})") from None
-            if pipeline.subword != "none" and pipeline.codes not in manifest.files:
-                raise CheckpointError(f"{folder}: it lists no {pipeline.codes}. Export the model again")
             sides.append((pipeline, Vocabulary(folder / manifest.vocabulary[side])))
         sizes = [manifest.model.get(f"{side}_vocabulary") for side in ("source", "target")]
         found = [len(words) for _, words in sides]

@@ -36,14 +36,14 @@ class Settings(Search):
         """
         for name, least in (("beam", 1), ("max_len_b", 0), ("min_len", 0), ("no_repeat_ngram_size", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if type(value) is not int or value < least:
                 raise ConfigError(f"{name} {value}: a whole number of at least {least} is needed")
         widest = (vocabulary_size - 1) // 2
         if self.beam > widest:
             raise ConfigError(f"beam {self.beam} is too wide for {vocabulary_size} subwords: at most {widest}")
-        if not (math.isfinite(self.max_len_a) and self.max_len_a >= 0):
+        if not (_is_number(self.max_len_a) and self.max_len_a >= 0):
             raise ConfigError(f"max_len_a {self.max_len_a}: a number of at least 0 is needed")
-        if not math.isfinite(self.lenpen):
+        if not _is_number(self.lenpen):
             raise ConfigError(f"lenpen {self.lenpen}: a finite number is needed")
         shortest_limit = min(int(self.max_len_a + self.max_len_b), longest - 1)  # of a source of one token
         if self.min_len > shortest_limit:
@@ -73,6 +73,10 @@ class Searcher(Protocol):
         Args:
             source: (B, S) ids, padded on the left. limits: (B), tokens before the end of a hypothesis, at most.
         """
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def collate(sources: Sequence[Sequence[int]]) -> Ids:

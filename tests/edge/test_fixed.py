@@ -84,3 +84,6 @@ def test_a_manifest_without_its_shapes(fixed, tmp_path):
     manifest = read_manifest(fixed)
     with pytest.raises(CheckpointError, match="does not say its fixed shapes"):
         FixedEngine(fixed, replace(manifest, model=manifest.model | {"fixed": {"length": "x"}}), 1)
+    for shapes in ({"length": LENGTH, "beam": BEAM + 1}, {"length": LENGTH + 1, "beam": BEAM}):
+        with pytest.raises(CheckpointError, match="its graphs are not of its fixed shapes"):
+            FixedEngine(fixed, replace(manifest, model=manifest.model | {"fixed": shapes}), 1)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from data_prep.io import sha256
 from lite_transformer.edge import Translator
 from lite_transformer.edge.folder import FORMAT, MANIFEST_FILE, check_folder
 from lite_transformer.edge.vocabulary import Vocabulary
@@ -64,7 +65,13 @@ def test_a_newer_format(copy):
         ({"files": {"encoder.onnx": 3}}, "it does not say what 'encoder.onnx' is"),
         ({"files": {"encoder.onnx": {"sha256": "x"}}}, "it does not say what 'encoder.onnx' is"),
         ({"text": {"de": {}}}, "no text settings for en"),
-        ({"special": {"pad": 1}}, "which tokens are special"),
+        ({"special": {"pad": 1}}, "special tokens are not {'pad': 1, 'end': 2, 'unknown': 3}"),
+        ({"format": True}, "of another program"),
+        ({"max_source_tokens": True}, "'max_source_tokens' is no int"),
+        ({"max_source_tokens": 1}, "'max_source_tokens' is 1, less than 2"),
+        ({"max_target_tokens": 0}, "'max_target_tokens' is 0, less than 2"),
+        ({"search": {"beam": 4, "depth": 1}}, "unknown setting of the search 'depth'"),
+        ({"model": {"source_vocabulary": 44}}, "does not say the model's 'target_vocabulary'"),
     ],
 )
 def test_damaged_manifests(copy, entries, message):
@@ -75,6 +82,9 @@ def test_damaged_manifests(copy, entries, message):
 
 def test_manifests_that_are_none(copy, tmp_path):
     (copy / MANIFEST_FILE).write_text('{"kind"', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        Translator.load(copy)
+    (copy / MANIFEST_FILE).write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         Translator.load(copy)
     (copy / MANIFEST_FILE).unlink()
@@ -89,7 +99,11 @@ def test_manifests_that_are_none(copy, tmp_path):
     [
         (
             {"text": {"de": {"language": "de", "subword": "bpe"}, "en": {"language": "en"}}},
-            "text settings cannot be used",
+            "its subword model bpe/codes is empty or not listed",
+        ),
+        (
+            {"text": {"de": {"language": "de", "subword": "bpe", "codes": "/etc/passwd"}, "en": {"language": "en"}}},
+            "its subword model /etc/passwd is empty or not listed",  # and is not read
         ),
         ({"text": {"de": {"language": "de", "colour": 1}, "en": {"language": "en"}}}, "text settings cannot be used"),
         (
@@ -97,6 +111,7 @@ def test_manifests_that_are_none(copy, tmp_path):
             r"of \[44, 44\] subwords, the model has \[44, 45\]",
         ),
         ({"caches": [[1, 2, 0]]}, "do not belong together"),
+        ({"caches": [[4, 0, 3], "x", [4, 10**6, 10**6]]}, "do not belong together"),
     ],
 )
 def test_parts_that_do_not_fit(copy, entries, message):
@@ -105,15 +120,36 @@ def test_parts_that_do_not_fit(copy, entries, message):
         Translator.load(copy, engine="portable")
 
 
-def test_a_graph_that_is_none(copy):
-    from data_prep.io import sha256
+def replace(folder, name, content):
+    """A file of other content, which the manifest takes for its own."""
+    path = folder / name
+    path.write_bytes(content)
+    files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+    change(folder, files=files | {name: {"sha256": sha256(path), "size_bytes": len(content)}})
 
-    (copy / "decoder.onnx").write_bytes(b"no graph")
-    files = json.loads((copy / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
-    files["decoder.onnx"] = {"sha256": sha256(copy / "decoder.onnx"), "size_bytes": 8}
-    change(copy, files=files)
+
+def test_caches_are_those_of_the_graph(copy):
+    caches = json.loads((copy / MANIFEST_FILE).read_text(encoding="utf-8"))["caches"]
+    caches[0] = [*caches[0][:2], caches[0][2] + 1]
+    change(copy, caches=caches)
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        Translator.load(copy, engine="portable")
+
+
+def test_a_graph_that_is_none(copy):
+    replace(copy, "decoder.onnx", b"no graph")
     with pytest.raises(CheckpointError, match=r"decoder\.onnx: cannot be loaded"):
         Translator.load(copy, engine="portable")
+
+
+def test_subwords_of_an_empty_file(copy):
+    """subword_nmt would end the process."""
+    (copy / "bpe").mkdir()
+    replace(copy, "bpe/codes", b"")
+    text = {"language": "de", "subword": "bpe"}
+    change(copy, text={"de": text, "en": text})
+    with pytest.raises(CheckpointError, match="its subword model bpe/codes is empty"):
+        Translator.load(copy)
 
 
 @pytest.mark.parametrize(

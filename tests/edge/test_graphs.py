@@ -70,3 +70,10 @@ def test_steps_of_format_2(tiny, tmp_path):
         found = search(old, [source], settings, 44, translator.manifest.max_target_tokens)
         expected = own_hypotheses(translator, [source], beam=4, lenpen=settings.lenpen)
         assert [item.tokens for item in found[0]] == [tokens for tokens, _ in expected[0]]
+
+
+def test_errors_are_raised_and_not_written_to_the_screen_as_well(tiny, capfd):
+    translator = Translator.load(tiny.folder, engine="portable")
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        translator.engine.encode(np.array([[10**6, 2]]))
+    assert "onnxruntime" not in capfd.readouterr().err

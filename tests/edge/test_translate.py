@@ -47,6 +47,12 @@ def test_refusals(tiny, run, words, message):
     assert message in err
 
 
+def test_a_folder_without_its_manifest_is_still_an_exported_one(copy, run):
+    (copy / "edge.json").unlink()
+    code, out, err = run("w1\n", "--model", copy, "--engine", "portable")
+    assert (code, out) == (2, "") and "is no exported model (edge.json is missing)" in err
+
+
 def test_threads_are_of_exported_models(run):
     code, _, err = run("w1\n", "--checkpoint", "x.pt", "--data", "y", "--threads", 2)
     assert code == 2 and "--threads is for exported models" in err
