@@ -40,6 +40,9 @@ struct Kernels {
     // One row of n floats -> n codes; codes behind them up to a multiple of four are not written.
     void (*encode_row)(const float* x, int n, uint8_t* codes, float* scale, int32_t* zero);
 
+    // Runs of blocks of weights that are gone through side by side for so many rows.
+    int (*runs)(int rows);
+
     // y = x W^T + bias for the blocks [first, last) of the outputs.
     void (*linear_int8)(const PackedView& w, const CodedRows& x, int rows, int first, int last, bool relu, float* y,
                         size_t y_stride);
@@ -66,8 +69,8 @@ struct Kernels {
     // Largest of each kGroup of x, the last of fewer.
     void (*maxima)(const float* x, int n, float* found);
 
-    // Sum of exp(x - from).
-    float (*exp_sum)(const float* x, int n, float from);
+    // Sum of exp(x - from). ahead: null, or weights that are brought nearer meanwhile, 8 bytes for each number.
+    float (*exp_sum)(const float* x, int n, float from, const int8_t* ahead);
 
     // Which of x, of at most kGroup, are above the threshold: bit i for x[i].
     uint32_t (*above)(const float* x, int n, float threshold);

@@ -2,15 +2,20 @@
 //   LT_TARGET  the attribute of the instruction set, on every function (so that no file needs a flag of its own),
 //   kRows      rows of the input that one pass over the weights serves,
 //   kOffset    what `dot_tile` takes away from the codes of the input,
-//   dot_tile<R, is_first>(x, stride, w, fours, sums): sums[R][16] = codes of R rows times a block of weights, which the
-//     first rows bring into the cache.
-// Vectors are those of the compiler (GCC, Clang): eight floats, however many registers that takes.
+//   kLanes     floats of the widest vector, 8 or 16,
+//   runs(rows) how many runs of blocks are gone through side by side for so many rows: a power of two,
+//   dot_tile<R, B, is_first>(x, stride, w, gap, fours, sums): sums[B][R][16] = codes of R rows times B blocks of weights
+//     that lie `gap` bytes apart, which the first rows bring into the cache.
+// Vectors are those of the compiler (GCC, Clang): eight floats, however many registers that takes. LT_VECTORS names the
+// file of what the compiler makes little of.
 
 #define LT_INLINE static inline __attribute__((always_inline)) LT_TARGET
 
 typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t I8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint8_t B8 __attribute__((vector_size(8), aligned(1), may_alias));
+typedef float FW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t IW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 LT_INLINE F8 load(const float* p) { return *reinterpret_cast<const F8*>(p); }
 LT_INLINE void store(float* p, F8 v) { *reinterpret_cast<F8*>(p) = v; }
@@ -61,22 +66,34 @@ LT_INLINE uint32_t above(const float* x, float threshold) {
 
 #endif
 
-// Relative error below 2e-7 in [-87, 88], the ends beyond.
-LT_INLINE F8 exp8(F8 x) {
-    x = larger(smaller(x, all(88.0f)), all(-87.0f));
-    F8 shifted = x * 1.44269504f + all(kMagic);
-    I8 power = (I8)shifted - kMagicBits;
-    F8 n = shifted - all(kMagic);
-    F8 r = x - n * 0.693359375f;
+// v -> exp(v): relative error below 2e-7 in [-87, 88], the ends beyond. I: integers as wide as F's floats.
+template <typename F, typename I>
+LT_INLINE void to_exp(F& v) {
+    F x = v;
+    if constexpr (sizeof(F) == sizeof(F8)) {
+        x = larger(smaller(x, all(88.0f)), all(-87.0f));
+    } else {
+        x = x < 88.0f ? x : F{} + 88.0f;
+        x = x > -87.0f ? x : F{} - 87.0f;
+    }
+    F shifted = x * 1.44269504f + kMagic;
+    I power = (I)shifted - kMagicBits;
+    F n = shifted - kMagic;
+    F r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    F8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    F p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    I8 scale = (power + 127) << 23;
-    return p * (F8)scale;
+    I scale = (power + 127) << 23;
+    v = p * (F)scale;
+}
+
+LT_INLINE F8 exp8(F8 x) {
+    to_exp<F8, I8>(x);
+    return x;
 }
 
 LT_INLINE F8 sigmoid8(F8 x) { return all(1.0f) / (all(1.0f) + exp8(-x)); }
@@ -229,11 +246,11 @@ LT_INLINE void int8_runs(const PackedView& w, const CodedRows& x, int rows, int 
 LT_TARGET static void linear_int8(const PackedView& w, const CodedRows& x, int rows, int first, int last, bool relu,
                                   float* y, size_t y_stride) {
     switch (rows) {
-        case 1: int8_runs<1, streams(1)>(w, x, rows, first, last, relu, y, y_stride); break;
-        case 2: int8_runs<2, streams(2)>(w, x, rows, first, last, relu, y, y_stride); break;
-        case 3: int8_runs<3, streams(3)>(w, x, rows, first, last, relu, y, y_stride); break;
-        case 4: int8_runs<4, streams(4)>(w, x, rows, first, last, relu, y, y_stride); break;
-        default: int8_runs<0, streams(kRows)>(w, x, rows, first, last, relu, y, y_stride);
+        case 1: int8_runs<1, runs(1)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 2: int8_runs<2, runs(2)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 3: int8_runs<3, runs(3)>(w, x, rows, first, last, relu, y, y_stride); break;
+        case 4: int8_runs<4, runs(4)>(w, x, rows, first, last, relu, y, y_stride); break;
+        default: int8_runs<0, runs(kRows)>(w, x, rows, first, last, relu, y, y_stride);
     }
 }
 
@@ -400,21 +417,32 @@ LT_TARGET static void maxima(const float* x, int n, float* found) {
     *found = largest_of(high);
 }
 
-LT_TARGET static float exp_sum(const float* x, int n, float from) {
-    F8 sum = all(0.0f);
+LT_TARGET static float exp_sum(const float* x, int n, float from, const int8_t* ahead) {
+    FW wide = FW{};
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        // a number that is none must reach the sum
-        F8 v = load(x + i) - from;
-        sum += exp8(v) + (v - v);
+    for (; i + 16 <= n; i += 16) {
+        if (ahead != nullptr) {
+            __builtin_prefetch(ahead + 8 * i, 0, 2);
+            __builtin_prefetch(ahead + 8 * i + 64, 0, 2);
+        }
+        for (int j = 0; j < 16; j += kLanes) {
+            FW v = *reinterpret_cast<const FW*>(x + i + j) - from;
+            FW e = v;
+            to_exp<FW, IW>(e);
+            wide += e + (v - v);  // a number that is none must reach the sum
+        }
     }
-    float rest = 0.0f;
-    if (i < n) {
-        F8 v = load_some(x + i, n - i, 0.0f) - from;
+    alignas(64) float lanes[kLanes];
+    *reinterpret_cast<FW*>(lanes) = wide;
+    float sum = 0.0f;
+    for (int j = 0; j < kLanes; j += 8) sum += total(load(lanes + j));
+    for (; i < n; i += 8) {
+        const int some = n - i < 8 ? n - i : 8;
+        F8 v = load_some(x + i, some, 0.0f) - from;
         F8 e = exp8(v) + (v - v);
-        for (int j = 0; j < n - i; ++j) rest += e[j];
+        for (int j = 0; j < some; ++j) sum += e[j];
     }
-    return total(sum) + rest;
+    return sum;
 }
 
 LT_TARGET static uint32_t above_of(const float* x, int n, float threshold) {
@@ -424,7 +452,9 @@ LT_TARGET static uint32_t above_of(const float* x, int n, float threshold) {
     return found;
 }
 
-static const Kernels kTable = {LT_NAME, encode_row, linear_int8, linear_fp32, norm,    gate,
-                               softmax, attend,     convolve,    maxima,      exp_sum, above_of};
+static int runs_of(int rows) { return runs(rows < kRows ? rows : kRows); }
+
+static const Kernels kTable = {LT_NAME, encode_row, runs_of, linear_int8, linear_fp32, norm,    gate,
+                               softmax, attend,     convolve, maxima,     exp_sum,     above_of};
 
 #undef LT_INLINE

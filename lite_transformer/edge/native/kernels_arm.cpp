@@ -25,7 +25,8 @@ namespace neon {
 #define LT_NAME "neon"
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
-constexpr int streams(int) { return 1; }
+constexpr int kLanes = 8;
+constexpr int runs(int) { return 1; }
 
 template <int R, int, bool>
 static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, size_t, int count, int32_t* sums) {
@@ -68,7 +69,8 @@ namespace dotprod {
 #define LT_NAME "neon-dotprod"
 constexpr int kRows = 4;
 constexpr int kOffset = 128;
-constexpr int streams(int) { return 1; }
+constexpr int kLanes = 8;
+constexpr int runs(int) { return 1; }
 
 template <int R, int, bool>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,

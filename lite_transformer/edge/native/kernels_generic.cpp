@@ -12,7 +12,8 @@ namespace generic {
 #define LT_NAME "generic"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
-constexpr int streams(int) { return 1; }
+constexpr int kLanes = 8;
+constexpr int runs(int) { return 1; }
 
 template <int R, int, bool>
 static inline void dot_tile(const uint8_t* x, size_t stride, const int8_t* w, size_t, int count, int32_t* sums) {

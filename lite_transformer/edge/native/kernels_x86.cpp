@@ -28,7 +28,8 @@ namespace avx2 {
 #define LT_NAME "avx2"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
-constexpr int streams(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int kLanes = 8;
+constexpr int runs(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 // Exact: a code of the input is at most 255, one of the weights at most kMostCode.
 static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
@@ -54,7 +55,8 @@ namespace avxvnni {
 #define LT_NAME "avx-vnni"
 constexpr int kRows = 4;
 constexpr int kOffset = 0;
-constexpr int streams(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int kLanes = 8;
+constexpr int runs(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 static inline __attribute__((always_inline)) LT_TARGET __m256i add_products(__m256i sum, __m256i codes, __m256i w) {
     return _mm256_dpbusd_avx_epi32(sum, codes, w);
@@ -85,7 +87,8 @@ namespace avx512vnni {
 #define LT_NAME "avx512-vnni"
 constexpr int kRows = 8;
 constexpr int kOffset = 0;
-constexpr int streams(int rows) { return rows <= 4 ? 4 : 2; }
+constexpr int kLanes = 16;
+constexpr int runs(int) { return 2; }
 
 template <int R, int B, bool kIsFirst>
 static inline __attribute__((always_inline)) LT_TARGET void dot_tile(const uint8_t* x, size_t stride, const int8_t* w,

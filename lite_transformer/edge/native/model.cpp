@@ -371,15 +371,24 @@ void Embedding::row(int64_t id, float* out) const {
     }
 }
 
-void Positions::add(int position, float* x) const {
+void Positions::add(int position, float* x) {
     const int place = position + offset;
     if (kind == 1) {
         const int half = dim / 2;
-        for (int i = 0; i < half; ++i) {
-            const float angle = float(place) * frequencies[i];
-            x[i] += std::sin(angle);
-            x[half + i] += std::cos(angle);
+        const auto sinusoid = [&](int at, float* to) {
+            for (int i = 0; i < half; ++i) {
+                const float angle = float(at + offset) * frequencies[size_t(i)];
+                to[i] += std::sin(angle);
+                to[half + i] += std::cos(angle);
+            }
+        };
+        if (position >= kKept) return sinusoid(position, x);
+        for (int next = int(kept_.size()) / dim; next <= position; ++next) {
+            kept_.resize(size_t(next + 1) * size_t(dim));
+            sinusoid(next, kept_.data() + size_t(next) * size_t(dim));
         }
+        const float* own = kept_.data() + size_t(position) * size_t(dim);
+        for (int i = 0; i < dim; ++i) x[i] += own[i];
     } else if (kind == 2) {
         if (place >= rows) throw Problem("position " + std::to_string(place) + " of a table of " + std::to_string(rows));
         for (int i = 0; i < dim; ++i) x[i] += table[size_t(place) * dim + i];

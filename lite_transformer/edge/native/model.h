@@ -114,7 +114,12 @@ struct Positions {
     int kind = 0;  // 0 none, 1 sinusoids, 2 a table
     int offset = 0, dim = 0, rows = 0;
     std::vector<float> frequencies, table;
-    void add(int position, float* x) const;
+    // To x (dim). One caller at a time: sinusoids are kept for the next.
+    void add(int position, float* x);
+
+  private:
+    static constexpr int kKept = 256;  // positions
+    std::vector<float> kept_;
 };
 
 struct Side {

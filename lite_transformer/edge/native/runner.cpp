@@ -24,6 +24,7 @@ constexpr size_t kNormed = 50;   // a float that is normalised
 constexpr int kRowTile = 128;            // rows whose codes stay in the cache while weights pass
 constexpr int kChunk = 1024;             // words of which one piece computes and finds the likeliest; whole blocks
 constexpr int kMostSorted = 64;          // candidates that are found by insertion
+constexpr int kFewRows = 8;
 
 using Candidate = std::pair<float, int>;
 
@@ -280,7 +281,12 @@ void Runner::linears(const std::vector<Job>& jobs, int rows) {
             for (Input* input : uncoded) code_row(*input, row);
         });
     const int tiles = (rows + kRowTile - 1) / kRowTile;
-    const int wanted = pieces_of(cost), group = (int(all_blocks) + wanted - 1) / wanted;
+    const int wanted = pieces_of(cost);
+    if (wanted == 1 && tiles == 1) {
+        for (const Job& job : jobs) compute(job, 0, rows, 0, blocks(job.w->out));
+        return;
+    }
+    const int group = (int(all_blocks) + wanted - 1) / wanted;
     struct Piece {
         const Job* job;
         int first, last;
@@ -510,7 +516,7 @@ void Runner::layer(const Layer& layer, const Side& side, int rows, Memory& memor
 std::unique_ptr<State> Runner::encode(const int64_t* source, int batch, int length, float* states) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Pool::Watch watch(pool_, Pool::kEncode, batch * length);
-    const Side& side = model_->encoder;
+    Side& side = model_->encoder;
     auto state = std::make_unique<State>();
     state->model = model_.get();
     state->projection = projection_;
@@ -588,7 +594,7 @@ void Runner::step(State& state, const int64_t* tokens, const int64_t* order, con
                   int beams, int count, float* scores, int64_t* found, float* end_scores) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Pool::Watch watch(pool_, Pool::kStep, batch * beams);
-    const Side& side = model_->decoder;
+    Side& side = model_->decoder;
     const Linear& projection = state.projection ? *state.projection : model_->output;
     if (state.model != model_.get()) throw Problem("the state is another engine's");
     if (state.is_broken) throw Problem("an earlier step of this batch failed");
@@ -657,6 +663,56 @@ void Runner::compute(const Job& job, int first_row, int rows, int first, int las
     }
 }
 
+namespace {
+
+// The likeliest words of a row, by many threads at once: who finds one likelier than the last of them puts it in.
+class Likeliest {
+  public:
+    void begin(int count) {
+        count_ = size_t(count);
+        found_.clear();
+        found_.reserve(count_);
+        bound_.store(-std::numeric_limits<float>::infinity(), std::memory_order_relaxed);
+    }
+
+    // What is not above it is not among them.
+    float bound() const { return bound_.load(std::memory_order_relaxed); }
+
+    // numbers: those of `above` (bit i for x[i]); first: the word of x[0].
+    void add(const float* x, uint32_t above, int first) {
+        while (is_taken_.test_and_set(std::memory_order_acquire)) {
+        }
+        for (; above != 0; above &= above - 1) {
+            const int i = __builtin_ctz(above);
+            const Candidate candidate{x[i], first + i};
+            if (found_.size() < count_) {
+                found_.push_back(candidate);
+            } else if (is_better(candidate, found_.back())) {
+                found_.back() = candidate;
+            } else {
+                continue;
+            }
+            for (size_t place = found_.size() - 1; place > 0 && is_better(candidate, found_[place - 1]); --place)
+                std::swap(found_[place], found_[place - 1]);
+        }
+        // one below: of equal words elsewhere, the first is wanted
+        if (found_.size() == count_)
+            bound_.store(std::nextafter(found_.back().first, -std::numeric_limits<float>::infinity()),
+                         std::memory_order_relaxed);
+        is_taken_.clear(std::memory_order_release);
+    }
+
+    const std::vector<Candidate>& found() const { return found_; }
+
+  private:
+    size_t count_ = 0;
+    std::vector<Candidate> found_;
+    std::atomic<float> bound_{0};
+    std::atomic_flag is_taken_ = ATOMIC_FLAG_INIT;
+};
+
+}  // namespace
+
 // The likeliest words of each row of x_, by log-probability; of equal ones the first. Who computes the logits of some
 // words looks for the likeliest of them at once, while they are in its cache.
 void Runner::choose(const Linear& projection, const State& state, int rows, int count, float* scores, int64_t* found,
@@ -666,13 +722,10 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
     constexpr float kNone = -std::numeric_limits<float>::infinity();
     struct Part {
         float largest, sum;
-        int count;
     };
     std::vector<Part> parts(size_t(rows) * chunks);
-    std::vector<Candidate> likeliest(is_sorted ? parts.size() * count : 0);
-    // of each row: below it, no word is among the likeliest
-    const std::unique_ptr<std::atomic<float>[]> bounds(new std::atomic<float>[size_t(rows)]);
-    for (int row = 0; row < rows; ++row) bounds[size_t(row)].store(kNone, std::memory_order_relaxed);
+    const std::unique_ptr<Likeliest[]> likeliest(new Likeliest[size_t(is_sorted ? rows : 0)]);
+    for (int row = 0; is_sorted && row < rows; ++row) likeliest[size_t(row)].begin(count);
     Input input;
     input.x = x_.data();
     input.stride = size_t(model_->decoder.dim);
@@ -682,20 +735,20 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
     if (begin_codes(job, rows))
         each_row(rows, kCoded * projection.in, 0, 0,
                  [&](int row, float*, const float**) { code_row(input, row); });
-    const auto look = [&](int row, int chunk) {
+    const auto look = [&](int row, int chunk, const int8_t* next) {
         Part& part = parts[size_t(row) * chunks + chunk];
         const int first = chunk * kChunk, size = std::min(kChunk, width - first), groups = (size + kGroup - 1) / kGroup;
         const float* x = logits + size_t(row) * width + first;
-        float maxima[kChunk / kGroup], falling[kChunk / kGroup];
+        float maxima[kChunk / kGroup];
         kernels_.maxima(x, size, maxima);
         part.largest = *std::max_element(maxima, maxima + groups);
-        part.sum = kernels_.exp_sum(x, size, part.largest);
-        part.count = 0;
+        part.sum = kernels_.exp_sum(x, size, part.largest, next);
         if (!is_sorted) return;
-        Candidate* const best = likeliest.data() + (size_t(row) * chunks + chunk) * count;
-        float threshold = bounds[size_t(row)].load(std::memory_order_relaxed);
+        Likeliest& own = likeliest[size_t(row)];
+        float threshold = own.bound();
         if (threshold == kNone && count <= groups) {
             // so many words are at least as likely as that
+            float falling[kChunk / kGroup];
             std::copy(maxima, maxima + groups, falling);
             std::nth_element(falling, falling + count - 1, falling + groups, std::greater<float>());
             threshold = std::nextafter(falling[count - 1], kNone);
@@ -703,22 +756,8 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
         for (int group = 0; group < groups; ++group) {
             if (!(maxima[group] > threshold)) continue;
             const int from = group * kGroup;
-            uint32_t above = kernels_.above(x + from, std::min(kGroup, size - from), threshold);
-            for (; above != 0; above &= above - 1) {
-                const int i = from + __builtin_ctz(above);
-                if (!(x[i] > threshold)) continue;  // it has risen since
-                if (part.count < count) ++part.count;
-                int place = part.count - 1;
-                for (; place > 0 && best[place - 1].first < x[i]; --place) best[place] = best[place - 1];
-                best[place] = {x[i], first + i};
-                if (part.count == count) threshold = best[count - 1].first;
-            }
-        }
-        if (part.count < count) return;
-        // one below: of equal words elsewhere, the first is wanted
-        const float bound = std::nextafter(threshold, kNone);
-        float known = bounds[size_t(row)].load(std::memory_order_relaxed);
-        while (known < bound && !bounds[size_t(row)].compare_exchange_weak(known, bound, std::memory_order_relaxed)) {
+            own.add(x + from, kernels_.above(x + from, std::min(kGroup, size - from), threshold), first + from);
+            threshold = std::max(threshold, own.bound());
         }
     };
     const int tiles = (rows + kRowTile - 1) / kRowTile;
@@ -726,7 +765,7 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
         const int chunk = number / tiles, row = number % tiles * kRowTile, some = std::min(kRowTile, rows - row);
         const int first = chunk * (kChunk / kBlock), last = std::min(first + kChunk / kBlock, blocks(width));
         compute(job, row, some, first, last);
-        for (int r = row; r < row + some; ++r) look(r, chunk);
+        for (int r = row; r < row + some; ++r) look(r, chunk, weights_ahead(projection, last, r, rows));
     });
     int end = model_->end;
     if (state.words) end = int(std::lower_bound(state.words->begin(), state.words->end(), end) - state.words->begin());
@@ -738,23 +777,30 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
         for (int i = 1; i < chunks; ++i) largest = std::max(largest, own[i].largest);
         for (int i = 0; i < chunks; ++i) sum += own[i].sum * std::exp(own[i].largest - largest);
         const float normaliser = largest + std::log(sum);
-        all.clear();
-        if (is_sorted) {
-            const Candidate* best = likeliest.data() + size_t(row) * chunks * count;
-            for (int i = 0; i < chunks; ++i, best += count) all.insert(all.end(), best, best + own[i].count);
-        } else {
+        if (!is_sorted) {
+            all.clear();
             for (int i = 0; i < width; ++i) all.emplace_back(x[i], i);
+            std::partial_sort(all.begin(), all.begin() + count, all.end(), is_better);
         }
-        if (!std::isfinite(normaliser) || int(all.size()) < count)
+        const std::vector<Candidate>& best = is_sorted ? likeliest[size_t(row)].found() : all;
+        if (!std::isfinite(normaliser) || int(best.size()) < count)
             throw Problem("log-probabilities are not finite numbers");
-        std::partial_sort(all.begin(), all.begin() + count, all.end(), is_better);
         for (int i = 0; i < count; ++i) {
-            scores[size_t(row) * count + i] = all[size_t(i)].first - normaliser;
-            const int word = all[size_t(i)].second;
+            scores[size_t(row) * count + i] = best[size_t(i)].first - normaliser;
+            const int word = best[size_t(i)].second;
             found[size_t(row) * count + i] = state.words ? (*state.words)[size_t(word)] : word;
         }
         end_scores[row] = x[end] - normaliser;
     }
+}
+
+// Weights that a row's exponentials may bring nearer meanwhile, for the next chunk's first tile, which begins at `block`:
+// null where many rows, or several threads, keep the memory less idle.
+const int8_t* Runner::weights_ahead(const Linear& w, int block, int row, int rows) const {
+    if (!w.is_int8 || rows > kFewRows || pool_.sharing() > 1) return nullptr;
+    const int left = std::min(kChunk / kBlock, blocks(w.out) - block), runs = kernels_.runs(rows);
+    const int place = row % runs * (left / runs) + row / runs;
+    return place < left ? w.codes.get() + size_t(block + place) * fours(w.in) * 64 : nullptr;
 }
 
 void Runner::restrict_to(const int64_t* ids, int count) {

@@ -117,6 +117,7 @@ class Runner {
     void normalise(const Norm& norm, float* x, const float* residual, int dim, int rows);
     template <typename Block>
     void sublayer(const Norm& norm, const Side& side, int rows, const Block& block);
+    const int8_t* weights_ahead(const Linear& w, int block, int row, int rows) const;
     void compute(const Job& job, int first_row, int rows, int first, int last);
     void choose(const Linear& projection, const State& state, int rows, int count, float* scores, int64_t* found,
                 float* end_scores);
