@@ -13,6 +13,8 @@ from lite_transformer.modules import attention as attention_module
 from lite_transformer.modules.attention import CAUSAL
 from tests.helpers.compare import assert_same
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels run: there, or in Triton's interpreter
+
 
 @pytest.fixture
 def attention():
@@ -176,10 +178,13 @@ def test_the_kernel_of_short_sentences_computes_the_same(monkeypatch, cross, cau
     if cross and causal:
         pytest.skip("the encoder has no future")
     torch.manual_seed(0)
-    attention = MultiheadAttention(12, 2, key_dim=10 if cross else None, dropout=0.5, backend="triton").eval()
-    x, memory = torch.randn(6, 3, 24)[..., 12:].requires_grad_(), torch.randn(6, 3, 10, requires_grad=True)
+    attention = (
+        MultiheadAttention(12, 2, key_dim=10 if cross else None, dropout=0.5, backend="triton").eval().to(DEVICE)
+    )
+    x = torch.randn(6, 3, 24, device=DEVICE)[..., 12:].requires_grad_()
+    memory = torch.randn(6, 3, 10, device=DEVICE, requires_grad=True)
     key, inputs = (memory, [x, memory]) if cross else (x, [x])
-    arguments = {"key_padding_mask": pad_mask() if masked else None, "attn_mask": CAUSAL if causal else None}
+    arguments = {"key_padding_mask": pad_mask().to(DEVICE) if masked else None, "attn_mask": CAUSAL if causal else None}
     calls = []
     original = ops.short_attention
     monkeypatch.setattr(ops, "short_attention", lambda *a, **k: calls.append(k["dropout"]) or original(*a, **k))
@@ -197,11 +202,11 @@ def test_the_kernel_of_short_sentences_computes_the_same(monkeypatch, cross, cau
 
 def test_what_the_kernel_of_short_sentences_does_not_compute_goes_another_way(monkeypatch):
     pytest.importorskip("triton")
-    attention = MultiheadAttention(8, 2, backend="triton").eval()
-    x, y = torch.randn(6, 3, 8), torch.randn(65, 1, 8)
+    attention = MultiheadAttention(8, 2, backend="triton").eval().to(DEVICE)
+    x, y = torch.randn(6, 3, 8, device=DEVICE), torch.randn(65, 1, 8, device=DEVICE)
     monkeypatch.setattr(ops, "short_attention", lambda *_, **__: pytest.fail("asked"))
-    attention(x, x, x, pad_mask(), need_weights=True)
-    attention(x, x, x, attn_mask=future_mask(6))
+    attention(x, x, x, pad_mask().to(DEVICE), need_weights=True)
+    attention(x, x, x, attn_mask=future_mask(6).to(DEVICE))
     attention(x, x, x.clone())
     attention(y, y, y)
     attention(x[:1], x[:1], x[:1], incremental_state={})
@@ -212,10 +217,10 @@ def test_what_the_kernel_of_short_sentences_does_not_compute_goes_another_way(mo
 def test_under_autocast_the_kernel_of_short_sentences_takes_halves():
     pytest.importorskip("triton")
     torch.manual_seed(0)
-    attention = MultiheadAttention(16, 2, backend="triton").eval()
-    x = torch.randn(90, 2, 16)  # too long in fp32
+    attention = MultiheadAttention(16, 2, backend="triton").eval().to(DEVICE)
+    x = torch.randn(90, 2, 16, device=DEVICE)  # too long in fp32
     right = attention(x, x, x)[0]
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(DEVICE, torch.float16):
         found = attention(x, x, x)[0]
     assert found.dtype == torch.float16
     assert_same(found.float(), right, 1e-2)
