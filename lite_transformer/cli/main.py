@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lite_transformer import __version__
 from lite_transformer.errors import LiteTransformerError
@@ -32,9 +33,15 @@ VERBS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as of every other error; the usage alone would be several."""
+        self.exit(2, f"{self.prog}: {message}. The options: {self.prog} --help\n")
+
+
 def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
     module = importlib.import_module(f"lite_transformer.cli.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"lite-transformer {verb}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

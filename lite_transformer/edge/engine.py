@@ -5,6 +5,7 @@ Letters: B sentences, N beams of each, S source length, V vocabulary, k candidat
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +63,23 @@ class Engine(Protocol):
         """
 
 
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def session_options(threads: int) -> Any:
-    """ONNX Runtime's, for one graph after the other."""
+    """ONNX Runtime's, for one graph after the other.
+
+    Args:
+        threads: no more are made than there are processors: those that wait for one another would hardly come on.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads = min(threads, _processors())
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised; on the screen they would stand a second time
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -70,6 +71,11 @@ def test_steps_of_format_2(tiny, tmp_path):
         found = search(old, [source], settings, 44, translator.manifest.max_target_tokens)
         expected = own_hypotheses(translator, [source], beam=4, lenpen=settings.lenpen)
         assert [item.tokens for item in found[0]] == [tokens for tokens, _ in expected[0]]
+
+
+def test_there_are_no_more_threads_than_processors():
+    assert session_options(1).intra_op_num_threads == 1
+    assert 1 <= session_options(10**20).intra_op_num_threads <= (os.cpu_count() or 1)
 
 
 def test_errors_are_raised_and_not_written_to_the_screen_as_well(tiny, capfd):

@@ -47,6 +47,15 @@ def test_refusals(tiny, run, words, message):
     assert message in err
 
 
+@pytest.mark.parametrize("words", [["--threads", "x"], ["--beam", "2.5"], ["--bogus"]])
+def test_options_that_cannot_be_read_are_one_line(tiny, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(["translate", "--model", str(tiny.folder), *words])
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert words[0] in captured.err and "lite-transformer translate --help" in captured.err
+
+
 def test_a_folder_without_its_manifest_is_still_an_exported_one(copy, run):
     (copy / "edge.json").unlink()
     code, out, err = run("w1\n", "--model", copy, "--engine", "portable")
