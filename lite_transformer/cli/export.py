@@ -10,6 +10,9 @@ CHECKPOINT is fairseq's, a file packed by `lite-transformer compress`, or the fo
 a released model by name. The folder holds two ONNX graphs of standard operators (the encoder, one decoding step), their
 weights, dictionaries, subword model and text settings, with the sha256 of each file in edge.json. It appears when its
 log-probabilities and hypotheses have been compared with the original's.
+
+int8 is the fastest, about a quarter of fp32's bytes. int4 takes about two thirds of int8's, and runs in ONNX Runtime
+alone: there, on a processor with AVX2, as fast as int8 greedily and three quarters as fast with four beams.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--data", type=Path, metavar="BIN", help="bin folder of the prepared corpus it was trained on")
     parser.add_argument(
-        "--precision", default="fp32", metavar="|".join(PRECISIONS), help="of the weights (default fp32)"
-    )
+        "--precision", default="fp32", metavar="|".join(PRECISIONS),
+        help="of the weights (default fp32); int8 for speed, int4 only where bytes matter more",
+    )  # fmt: skip
     parser.add_argument(
         "--shortlist", type=Path, metavar="BIN",
         help="add a shortlist from the training split in this bin folder, for translate --shortlist",
