@@ -42,7 +42,7 @@ def short_attention(
         backend: 'reference' (plain torch), 'triton' (a GPU of compute capability 8.0 or later, or Triton's interpreter;
             fp16 and bf16: T and S up to 128, or 64 where R > 64; fp32: half of that; R up to 128) or 'auto': triton on
             a GPU for those.
-    Returns: dtype of queries. Scores and probabilities are fp32 in both.
+    Returns: dtype of queries. Probabilities are fp32 in both, the kernels' scores too.
     Raises: UnsupportedShapeError, UnsupportedInputError naming the value and what is allowed.
     Source: Vaswani et al. 2017, section 3.2.
     """
