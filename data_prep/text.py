@@ -191,6 +191,8 @@ def _bpe_splitter(path: Path) -> Callable[[str], str]:
         codes = content.decode("utf-8")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8, so no file of BPE codes.") from None
+    if not codes:
+        raise DataError(f"{path}: empty, so no file of BPE codes.")
     for number, line in enumerate(codes.splitlines(), start=1):  # BPE() would exit the process instead of raising
         if not line.startswith("#version:") and len(line.strip("\r\n ").split(" ")) != 2:
             raise DataError(f"{path}, line {number}: no BPE merge ('{line[:40]}'); two symbols are needed.")

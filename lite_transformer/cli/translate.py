@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     if args.model and any((Path(args.model) / name).is_file() for name in EXPORTED_FILES):
         translator = ExportedTranslator(args)
     else:
+        checkpoints, data, beam, lenpen = _model(args)
         for name in ("threads", "engine", "shortlist"):
             if getattr(args, name) not in (None, False):
                 raise ConfigError(f"--{name} is for exported models: lite-transformer export makes one")
-        checkpoints, data, beam, lenpen = _model(args)
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         translator = Translator(checkpoints, data, beam, lenpen, args.batch_size, args.cpu)
     unread = 0
@@ -97,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
             unread = _translate_stream(translator, sys.stdin.buffer, "standard input", output)
     if unread:
         sys.stderr.write(f"lite-transformer translate: lines that could not be read and are left empty: {unread}\n")
-    return 2 if unread else 0
+    lost = len(translator.untranslated) if isinstance(translator, ExportedTranslator) else 0
+    if lost:
+        sys.stderr.write(f"lite-transformer translate: lines that could not be translated and are left empty: {lost}\n")
+    return 2 if unread or lost else 0
 
 
 # --- which model ---------------------------------------------------------------------------------------------------
@@ -174,8 +178,9 @@ def _check_files(source: Path | None, target: Path | None) -> None:
 
 @contextlib.contextmanager
 def _output(path: Path) -> Iterator[IO[str]]:
+    is_device = path.exists() and not path.is_file()  # or a pipe: a file must not take its place
     try:
-        with atomic_open(path) as stream:
+        with path.open("w", encoding="utf-8", newline="\n") if is_device else atomic_open(path.resolve()) as stream:
             yield stream
     except OSError as error:
         raise DataError(f"--output {path}: cannot be written ({error.strerror or error}).") from error
@@ -209,8 +214,21 @@ def _converse(translator: Translator | ExportedTranslator, output: IO[str]) -> N
         except Exception as error:  # one line too much for memory, say, is no reason to lose the session
             sys.stderr.write(f"This line cannot be translated: {' '.join(str(error).split())}\n")
             continue
-        output.write(f"{answer}{translation}\n")
+        _write(output, f"{answer}{translation}\n")
+
+
+def _write(output: IO[str], text: str) -> None:
+    """Raises: DataError if standard output cannot be written; OSError, which `_output` turns into one, if a file."""
+    try:
+        output.write(text)
         output.flush()
+    except BrokenPipeError:  # the reader has enough
+        raise
+    except OSError as error:
+        if output is not sys.stdout:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # its buffer would be written again at the end
+        raise DataError(f"standard output cannot be written ({error.strerror or error}).") from error
 
 
 def _ask(prompt: str) -> str:
@@ -231,9 +249,7 @@ def _translate_stream(translator: Translator | ExportedTranslator, stream: Any, 
     unread: list[DataError] | None = [] if isinstance(translator, ExportedTranslator) else None
     with tqdm(desc="translate", unit="line", disable=None if output is not sys.stdout else True) as progress:
         for lines in _buffers(stream, name, translator.batch_size * BUFFERED_BATCHES, unread):
-            for translation in translator.translate(lines, first):
-                output.write(translation + "\n")
-            output.flush()
+            _write(output, "".join(f"{translation}\n" for translation in translator.translate(lines, first)))
             first += len(lines)
             progress.update(len(lines))
     return len(unread or [])
@@ -301,7 +317,8 @@ class ExportedTranslator:
             from lite_transformer.edge import Translator
 
             threads = 1 if args.threads is None else args.threads
-            self._translator = Translator.load(args.model, threads, args.engine or "auto", args.shortlist)
+            engine = "auto" if args.engine is None else args.engine
+            self._translator = Translator.load(args.model, threads, engine, args.shortlist)
         except ImportError as error:
             missing = str(error.name).split(".")[0]
             raise ConfigError(f"{missing} is not installed: pip install {missing}") from None
@@ -312,8 +329,13 @@ class ExportedTranslator:
         manifest = self._translator.manifest
         self.source, self.target = Side(manifest.source_language), Side(manifest.target_language)
 
+    @property
+    def untranslated(self) -> set[int]:
+        """As of `edge.Translator`."""
+        return self._translator.untranslated
+
     def translate(self, lines: Sequence[str], first: int = 1) -> list[str]:
-        """As `Translator.translate`."""
+        """As `edge.Translator.translate`."""
         return self._translator.translate(lines, self.batch_size, first, **self._options)
 
 

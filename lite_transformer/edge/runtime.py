@@ -53,6 +53,7 @@ class Translator:
     Attributes:
         manifest: what the folder says of itself.
         max_source_tokens: longest source that the model reads, the end of the sentence included.
+        untranslated: numbers of the lines that could not be translated, and gave empty ones.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Translator:
         self._target, self._target_words = target
         self._shortlist = shortlist
         self.max_source_tokens = manifest.max_source_tokens
+        self.untranslated: set[int] = set()
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1, engine: str = "auto", shortlist: bool = False) -> Translator:
@@ -113,7 +115,8 @@ class Translator:
         """The best translation of each line, one for one and in order; an empty line stays empty.
 
         Lines with more tokens than the model reads are split at blanks, and their parts translated one by one. A line
-        that cannot be translated (too little memory, say) gives an empty one, and an error is logged.
+        that cannot be translated (too little memory, say) gives an empty one, its number is added to ``untranslated``,
+        and an error is logged.
 
         Args:
             batch_size: lines that are translated together.
@@ -246,6 +249,7 @@ class Translator:
             if len(pieces) > 1:
                 return [found for piece in pieces for found in self._search([piece], settings, first)]
             reason = " ".join(str(error).split()) or type(error).__name__
+            self.untranslated.add(first + pieces[0].line)
             logger.error("line %d: cannot be translated, left empty (%s)", first + pieces[0].line, reason)
             return [[]]
 

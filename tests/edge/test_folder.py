@@ -7,10 +7,11 @@ import json
 import pytest
 
 from data_prep.io import sha256
+from data_prep.text import TextPipeline
 from lite_transformer.edge import Translator
 from lite_transformer.edge.folder import FORMAT, MANIFEST_FILE, check_folder
 from lite_transformer.edge.vocabulary import Vocabulary
-from lite_transformer.errors import CheckpointError
+from lite_transformer.errors import CheckpointError, DataError
 
 FILES = ["encoder.onnx", "decoder.onnx", "weights.bin", "dict.txt"]
 
@@ -150,6 +151,8 @@ def test_subwords_of_an_empty_file(copy):
     change(copy, text={"de": text, "en": text})
     with pytest.raises(CheckpointError, match="its subword model bpe/codes is empty"):
         Translator.load(copy)
+    with pytest.raises(DataError, match="codes: empty, so no file of BPE codes"):
+        TextPipeline.from_json(text, copy).split("")
 
 
 @pytest.mark.parametrize(

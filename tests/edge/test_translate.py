@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lite_transformer.cli.main import main
+from lite_transformer.edge import runtime
+from tests.helpers.commands import environment
 
 LINES = ["w1 w2 w3", "", "w5", "w9 nobody w1"]
 
@@ -39,6 +44,7 @@ def test_lines(tiny, translator, run, tmp_path):
         (["--threads", 0], "threads 0: a whole number of at least 1"),
         (["--beam", 22], "beam 22 is too wide for 44 subwords"),
         (["--data", "x"], "--model brings its own data"),
+        (["--engine", ""], "engine '' is not one of auto, native, portable"),
     ],
 )
 def test_refusals(tiny, run, words, message):
@@ -62,9 +68,51 @@ def test_a_folder_without_its_manifest_is_still_an_exported_one(copy, run):
     assert (code, out) == (2, "") and "is no exported model (edge.json is missing)" in err
 
 
+def test_lines_that_cannot_be_translated_are_counted(tiny, translator, run, monkeypatch):
+    found = runtime.search
+
+    def breaks(engine, sources, *options):
+        if any(len(source) == 4 for source in sources):
+            raise MemoryError("too long")
+        return found(engine, sources, *options)
+
+    monkeypatch.setattr(runtime, "search", breaks)
+    code, out, err = run("w1 w2 w3\nw5\n", "--model", tiny.folder)
+    assert (code, out) == (2, f"\n{translator.translate(['w5'])[0]}\n")
+    assert err.endswith("lines that could not be translated and are left empty: 1\n")
+
+
+def test_pipes_and_links_stay_what_they_are(tiny, translator, run, tmp_path):
+    expected = f"{translator.translate(['w1'])[0]}\n"
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    assert run("w1\n", "--model", tiny.folder, "--output", pipe)[0] == 0
+    assert pipe.is_fifo() and os.read(end, 1000).decode() == expected
+    os.close(end)
+    target.write_text("old", encoding="utf-8")
+    link.symlink_to(target)
+    assert run("w1\n", "--model", tiny.folder, "--output", link)[0] == 0
+    assert link.is_symlink() and target.read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+def test_a_full_disk_is_one_line(tiny):
+    command = [sys.executable, "-m", "lite_transformer.cli.main", "translate", "--model", str(tiny.folder)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, input="w1\n", stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+    said = [line for line in done.stderr.splitlines() if "| INFO |" not in line]
+    assert (done.returncode, len(said)) == (2, 1)
+    assert "standard output cannot be written (No space left on device)" in said[0]
+
+
 def test_threads_are_of_exported_models(run):
     code, _, err = run("w1\n", "--checkpoint", "x.pt", "--data", "y", "--threads", 2)
     assert code == 2 and "--threads is for exported models" in err
+    code, _, err = run("w1\n", "--model", "nowhere", "--threads", 2)
+    assert code == 2 and "unknown model 'nowhere'" in err
 
 
 def test_a_line_that_is_not_utf8_loses_no_other_line(tiny, translator, monkeypatch, capsys, caplog, tmp_path):
