@@ -114,6 +114,20 @@ def test_a_layer_is_the_same_integer_arithmetic(kernels):
 
 @needs_native
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_numbers_between_two_codes_go_where_a_division_puts_them(kernels):
+    rng = np.random.default_rng(2)
+    steps = rng.uniform(0.01, 3, size=(60, 1)).astype(np.float32)
+    x = (rng.integers(0, 250, size=(60, 96)).astype(np.float32) + np.float32(0.5)) * steps
+    x = np.nextafter(x, rng.choice([-np.inf, 0, np.inf], size=x.shape).astype(np.float32))
+    x[:, :2] = np.concatenate([0 * steps, 255 * steps], axis=1)
+    x[-1] *= np.float32(1e-38)  # of which a reciprocal is no number
+    expected, scale, zero = coded(x)
+    found = linear(kernels, x, np.eye(96, dtype=np.int8), np.ones(96, np.float32), None)
+    np.testing.assert_array_equal(np.rint(found / scale), expected - zero)
+
+
+@needs_native
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_the_largest_codes_do_not_overflow(kernels):
     width = 4096
     x = np.ones((5, width), np.float32)
@@ -447,6 +461,21 @@ def test_the_search_is_that_of_python(options, tiny):
         found = search(engine, batch, settings, words, longest)
         assert found == search(Stepping(engine), batch, settings, words, longest)
         assert found == [search(engine, [source], settings, words, longest)[0] for source in batch]
+
+
+@needs_native
+def test_the_search_among_equal_words_and_padding_that_is_likely(tmp_path, monkeypatch):
+    loaded = loaded_model(target_words=60, seed=3)
+    weight = loaded.models[0].decoder.output_projection.weight.data
+    weight[4:] = weight[4 + torch.arange(len(weight) - 4) % 5]
+    weight[PAD] = weight[5]
+    monkeypatch.setattr(exporting, "check_parity", lambda *_: {})  # torch puts equal words in any order
+    folder = exported(loaded, tmp_path)
+    translator = Translator.load(folder, engine="native")
+    settings = translator.settings(beam=6, max_len_a=0.0, max_len_b=9, min_len=3)
+    found = search(translator.engine, sources(count=20), settings, len(weight), 30)
+    assert found == search(Stepping(translator.engine), sources(count=20), settings, len(weight), 30)
+    assert all(PAD not in item.tokens for each in found for item in each)
 
 
 @needs_native

@@ -10,7 +10,7 @@
 namespace lt {
 
 constexpr int kBlock = 16;     // outputs that lie together
-constexpr int kGroup = 32;     // numbers of which the largest is found at once
+constexpr int kGroups = 32;    // of numbers: every 32nd one is of the same group
 constexpr int kMostCode = 64;  // of int8 weights: 2 * 255 * 64 fits the 16 bits in which AVX2 adds two products
 
 struct PackedView {
@@ -66,14 +66,11 @@ struct Kernels {
     // out[h * R + r] = sum over k of kernels[h * K + k] * window[k][h * R + r]; a null row of the window is zero.
     void (*convolve)(const float* const* window, const float* kernels, int heads, int size, int head_dim, float* out);
 
-    // Largest of each kGroup of x, the last of fewer.
+    // Largest of each of the kGroups groups of x; -3e38 of one that has none.
     void (*maxima)(const float* x, int n, float* found);
 
     // Sum of exp(x - from). ahead: null, or weights that are brought nearer meanwhile, 8 bytes for each number.
     float (*exp_sum)(const float* x, int n, float from, const int8_t* ahead);
-
-    // Which of x, of at most kGroup, are above the threshold: bit i for x[i].
-    uint32_t (*above)(const float* x, int n, float threshold);
 };
 
 // Null where the compiler or the processor lacks the instructions.

@@ -57,13 +57,6 @@ LT_INLINE F8 totals(const F8* v) {
     return F8{total(v[0]), total(v[1]), total(v[2]), total(v[3]), total(v[4]), total(v[5]), total(v[6]), total(v[7])};
 }
 
-// Bit i of 32: x[i] > threshold.
-LT_INLINE uint32_t above(const float* x, float threshold) {
-    uint32_t found = 0;
-    for (int i = 0; i < 32; ++i) found |= uint32_t(x[i] > threshold) << i;
-    return found;
-}
-
 #endif
 
 // v -> exp(v): relative error below 2e-7 in [-87, 88], the ends beyond. I: integers as wide as F's floats.
@@ -109,6 +102,30 @@ LT_INLINE void store_some(float* p, int n, F8 v) {
     for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// Codes of eight, and how far they are from those that are whole.
+template <bool kDivides>
+LT_INLINE I8 code_of(const F8& x, float by, int32_t middle, F8* away) {
+    const F8 exact = larger(smaller(kDivides ? x / by : x * by, all(256.0f)), all(-256.0f));
+    const I8 code = whole(exact);
+    const F8 off = exact - __builtin_convertvector(code, F8);
+    *away = larger(larger(off, -off), *away);
+    return code + middle;
+}
+
+// Codes of a row divided or multiplied by a number; returns how far one is at most from those that are whole.
+template <bool kDivides>
+LT_INLINE float code_all(const float* x, int n, float by, int32_t middle, uint8_t* codes) {
+    F8 away = all(0.0f);
+    int i = 0;
+    for (; i + 8 <= n; i += 8) store_codes(codes + i, code_of<kDivides>(load(x + i), by, middle, &away));
+    if (i < n) {
+        uint8_t last[8];
+        store_codes(last, code_of<kDivides>(load_some(x + i, n - i, 0.0f), by, middle, &away));
+        for (int k = i; k < n; ++k) codes[k] = last[k - i];
+    }
+    return largest_of(away);
+}
+
 LT_TARGET static void encode_row(const float* x, int n, uint8_t* codes, float* scale, int32_t* zero) {
     F8 low[4], high[4];  // several, for each waits for the one before it
     for (int j = 0; j < 4; ++j) low[j] = high[j] = all(0.0f);
@@ -133,35 +150,25 @@ LT_TARGET static void encode_row(const float* x, int n, uint8_t* codes, float* s
     int32_t middle = whole(all(shift > 255.0f ? 255.0f : shift))[0];
     *scale = step;
     *zero = middle;
-    for (i = 0; i + 8 <= n; i += 8) {
-        F8 v = load(x + i) / all(step);
-        store_codes(codes + i, whole(larger(smaller(v, all(256.0f)), all(-256.0f))) + middle);
-    }
-    if (i < n) {
-        F8 v = load_some(x + i, n - i, 0.0f) / all(step);
-        uint8_t last[8];
-        store_codes(last, whole(larger(smaller(v, all(256.0f)), all(-256.0f))) + middle);
-        for (int k = i; k < n; ++k) codes[k] = last[k - i];
-    }
+    // What a division rounds to, which takes twice as long, unless one is so near to the middle between two codes that
+    // the product might fall on the other side.
+    const float factor = 1.0f / step;
+    if (!(factor < 1.0e30f) || code_all<false>(x, n, factor, middle, codes) > 0.4999f)
+        code_all<true>(x, n, step, middle, codes);
 }
 
-// 16 outputs of a row: bias, activation, and a whole or a cut store.
-LT_INLINE void finish(F8 low, F8 high, const float* bias, int first, int out, bool relu, float* y) {
-    if (bias != nullptr) {
-        low += load(bias + first);  // padded to whole blocks
-        high += load(bias + first + 8);
+// 16 outputs of a row, in vectors of any width: bias, activation, and a whole or a cut store. By memcpy, for a template's
+// vectors forget that they may lie anywhere.
+template <typename F>
+LT_INLINE void finish(F* result, const float* bias, int first, int out, bool relu, float* y) {
+    constexpr int count = int(kBlock * sizeof(float) / sizeof(F)), lanes = kBlock / count;
+    for (int i = 0; i < count; ++i) {
+        F own = F{};
+        if (bias != nullptr) std::memcpy(&own, bias + first + i * lanes, sizeof own);  // padded to whole blocks
+        result[i] += own;
+        if (relu) result[i] = result[i] > 0.0f ? result[i] : F{};
     }
-    if (relu) {
-        low = larger(low, all(0.0f));
-        high = larger(high, all(0.0f));
-    }
-    if (first + kBlock <= out) {
-        store(y + first, low);
-        store(y + first + 8, high);
-        return;
-    }
-    store_some(y + first, out - first < 8 ? out - first : 8, low);
-    if (out - first > 8) store_some(y + first + 8, out - first - 8, high);
+    std::memcpy(y + first, result, sizeof(float) * size_t(first + kBlock <= out ? kBlock : out - first));
 }
 
 // R rows from `row` on, B blocks of outputs that lie `gap` blocks apart.
@@ -175,15 +182,15 @@ LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int b
     for (int b = 0; b < B; ++b) {
         const int first = (block + b * gap) * kBlock;
         for (int r = 0; r < R; ++r) {
-            F8 result[2];
-            for (int half = 0; half < 2; ++half) {
-                const int32_t* place = sums + (b * R + r) * kBlock + 8 * half;
-                I8 own = *reinterpret_cast<const I8*>(w.sums + first + 8 * half);
-                I8 found = *reinterpret_cast<const I8*>(place) - own * (x.zero[row + r] - kOffset);
-                result[half] =
-                    __builtin_convertvector(found, F8) * (load(w.scales + first + 8 * half) * x.scale[row + r]);
+            FW result[kBlock / kLanes];
+            for (int i = 0; i < kBlock / kLanes; ++i) {
+                const int place = first + i * kLanes;
+                IW own = *reinterpret_cast<const IW*>(w.sums + place);
+                IW found = *reinterpret_cast<const IW*>(sums + (b * R + r) * kBlock + i * kLanes);
+                FW factor = *reinterpret_cast<const FW*>(w.scales + place) * x.scale[row + r];
+                result[i] = __builtin_convertvector(found - own * (x.zero[row + r] - kOffset), FW) * factor;
             }
-            finish(result[0], result[1], w.bias, first, w.out, relu, y + (row + r) * y_stride);
+            finish(result, w.bias, first, w.out, relu, y + (row + r) * y_stride);
         }
     }
 }
@@ -191,18 +198,18 @@ LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int b
 template <int R>
 LT_INLINE void fp32_tile(const PackedView& w, const float* x, size_t x_stride, int block, bool relu, float* y,
                          size_t y_stride) {
-    F8 low[R], high[R];
-    for (int r = 0; r < R; ++r) low[r] = high[r] = all(0.0f);
+    F8 sum[R][2];
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = all(0.0f);
     const float* values = w.values + size_t(block) * w.in * kBlock;
     for (int k = 0; k < w.in; ++k) {
         F8 a = load(values + k * kBlock), b = load(values + k * kBlock + 8);
         for (int r = 0; r < R; ++r) {
             F8 v = all(x[r * x_stride + k]);
-            low[r] += v * a;
-            high[r] += v * b;
+            sum[r][0] += v * a;
+            sum[r][1] += v * b;
         }
     }
-    for (int r = 0; r < R; ++r) finish(low[r], high[r], w.bias, block * kBlock, w.out, relu, y + r * y_stride);
+    for (int r = 0; r < R; ++r) finish(sum[r], w.bias, block * kBlock, w.out, relu, y + r * y_stride);
 }
 
 // Any number of rows.
@@ -408,13 +415,14 @@ LT_TARGET static void convolve(const float* const* window, const float* kernels,
 }
 
 LT_TARGET static void maxima(const float* x, int n, float* found) {
+    F8 high[kGroups / 8];
+    for (int j = 0; j < kGroups / 8; ++j) high[j] = all(-3.0e38f);
     int i = 0;
-    for (; i + 32 <= n; i += 32)
-        *found++ = largest_of(larger(larger(load(x + i), load(x + i + 8)), larger(load(x + i + 16), load(x + i + 24))));
-    if (i == n) return;
-    F8 high = all(-3.0e38f);
-    for (; i < n; i += 8) high = larger(i + 8 <= n ? load(x + i) : load_some(x + i, n - i, -3.0e38f), high);
-    *found = largest_of(high);
+    for (; i + kGroups <= n; i += kGroups)
+        for (int j = 0; j < kGroups / 8; ++j) high[j] = larger(load(x + i + 8 * j), high[j]);
+    for (int j = 0; j < kGroups / 8; ++j) store(found + 8 * j, high[j]);
+    for (; i < n; ++i)
+        if (x[i] > found[i % kGroups]) found[i % kGroups] = x[i];
 }
 
 LT_TARGET static float exp_sum(const float* x, int n, float from, const int8_t* ahead) {
@@ -445,16 +453,9 @@ LT_TARGET static float exp_sum(const float* x, int n, float from, const int8_t* 
     return sum;
 }
 
-LT_TARGET static uint32_t above_of(const float* x, int n, float threshold) {
-    if (n >= 32) return above(x, threshold);
-    uint32_t found = 0;
-    for (int i = 0; i < n; ++i) found |= uint32_t(x[i] > threshold) << i;
-    return found;
-}
-
 static int runs_of(int rows) { return runs(rows < kRows ? rows : kRows); }
 
-static const Kernels kTable = {LT_NAME, encode_row, runs_of, linear_int8, linear_fp32, norm,    gate,
-                               softmax, attend,     convolve, maxima,     exp_sum,     above_of};
+static const Kernels kTable = {LT_NAME, encode_row, runs_of, linear_int8, linear_fp32, norm,
+                               gate,    softmax,    attend,  convolve,    maxima,      exp_sum};
 
 #undef LT_INLINE

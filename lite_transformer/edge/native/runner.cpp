@@ -18,9 +18,9 @@ namespace {
 // Between processors that share no cache, handing over a piece and getting its result takes some two microseconds.
 constexpr size_t kWorthSharing = 240000;  // about three
 constexpr size_t kPiece = 480000;
-constexpr size_t kProduct = 12;  // of floats
-constexpr size_t kCoded = 80;    // a float that becomes a code
-constexpr size_t kNormed = 50;   // a float that is normalised
+constexpr size_t kProduct = 8;   // of floats
+constexpr size_t kCoded = 24;    // a float that becomes a code
+constexpr size_t kNormed = 24;   // a float that is normalised
 constexpr int kRowTile = 128;            // rows whose codes stay in the cache while weights pass
 constexpr int kChunk = 1024;             // words of which one piece computes and finds the likeliest; whole blocks
 constexpr int kMostSorted = 64;          // candidates that are found by insertion
@@ -678,12 +678,12 @@ class Likeliest {
     // What is not above it is not among them.
     float bound() const { return bound_.load(std::memory_order_relaxed); }
 
-    // numbers: those of `above` (bit i for x[i]); first: the word of x[0].
-    void add(const float* x, uint32_t above, int first) {
+    // Those of x[0], x[kGroups], ... that are above the threshold; first: the word of x[0].
+    void add(const float* x, int n, float threshold, int first) {
         while (is_taken_.test_and_set(std::memory_order_acquire)) {
         }
-        for (; above != 0; above &= above - 1) {
-            const int i = __builtin_ctz(above);
+        for (int i = 0; i < n; i += kGroups) {
+            if (!(x[i] > threshold)) continue;
             const Candidate candidate{x[i], first + i};
             if (found_.size() < count_) {
                 found_.push_back(candidate);
@@ -737,26 +737,25 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
                  [&](int row, float*, const float**) { code_row(input, row); });
     const auto look = [&](int row, int chunk, const int8_t* next) {
         Part& part = parts[size_t(row) * chunks + chunk];
-        const int first = chunk * kChunk, size = std::min(kChunk, width - first), groups = (size + kGroup - 1) / kGroup;
+        const int first = chunk * kChunk, size = std::min(kChunk, width - first);
         const float* x = logits + size_t(row) * width + first;
-        float maxima[kChunk / kGroup];
+        float maxima[kGroups];
         kernels_.maxima(x, size, maxima);
-        part.largest = *std::max_element(maxima, maxima + groups);
+        part.largest = *std::max_element(maxima, maxima + kGroups);
         part.sum = kernels_.exp_sum(x, size, part.largest, next);
         if (!is_sorted) return;
         Likeliest& own = likeliest[size_t(row)];
         float threshold = own.bound();
-        if (threshold == kNone && count <= groups) {
+        if (threshold == kNone && count <= std::min(kGroups, size)) {
             // so many words are at least as likely as that
-            float falling[kChunk / kGroup];
-            std::copy(maxima, maxima + groups, falling);
-            std::nth_element(falling, falling + count - 1, falling + groups, std::greater<float>());
+            float falling[kGroups];
+            std::copy(maxima, maxima + kGroups, falling);
+            std::nth_element(falling, falling + count - 1, falling + kGroups, std::greater<float>());
             threshold = std::nextafter(falling[count - 1], kNone);
         }
-        for (int group = 0; group < groups; ++group) {
+        for (int group = 0; group < kGroups; ++group) {
             if (!(maxima[group] > threshold)) continue;
-            const int from = group * kGroup;
-            own.add(x + from, kernels_.above(x + from, std::min(kGroup, size - from), threshold), first + from);
+            own.add(x + group, size - group, threshold, first + group);
             threshold = std::max(threshold, own.bound());
         }
     };

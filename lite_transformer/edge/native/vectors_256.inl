@@ -18,12 +18,3 @@ LT_INLINE F8 totals(const F8* v) {
     const __m256 low = _mm256_hadd_ps(a, b), high = _mm256_hadd_ps(c, d);
     return (F8)_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
-
-LT_INLINE uint32_t above(const float* x, float threshold) {
-    uint32_t found = 0;
-    for (int i = 0; i < 4; ++i) {
-        const __m256 is_above = _mm256_cmp_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(threshold), _CMP_GT_OQ);
-        found |= uint32_t(_mm256_movemask_ps(is_above)) << (8 * i);
-    }
-    return found;
-}
