@@ -234,8 +234,6 @@ def export(
                 raise DataError(
                     f"{data}: the {side} dictionary has {len(known)} subwords, the model {len(rows.embedding)}"
                 )
-        if shortlist is not None:
-            write_shortlist(loaded, *shortlist, folder / SHORTLIST_FILE)
         limits = [int(model.encoder.max_positions()), int(model.decoder.max_positions())]
         settings = {"beam": 4, "lenpen": 1.0, "max_len_a": 1.5, "max_len_b": 200} | (search_settings or {})
         fixed = None
@@ -244,6 +242,9 @@ def export(
                 raise ConfigError(f"static length {static_length}: between 2 and the model's {min(limits)} is needed")
             limits = [static_length] * 2
             fixed = graphs.Fixed(static_length, settings["beam"])
+        Settings(**settings).check_for(len(words[1]), limits[1])
+        if shortlist is not None:
+            write_shortlist(loaded, *shortlist, folder / SHORTLIST_FILE)
         tensors = graphs.write_graphs(plain, folder, precision, fixed)
         manifest = Manifest(
             format=FORMAT,

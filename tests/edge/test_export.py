@@ -250,6 +250,11 @@ def test_refusals(tiny, tmp_path):
         exported(dataclasses.replace(tiny.loaded, models=tiny.loaded.models * 2), tmp_path)
     with pytest.raises(ConfigError, match="precision 'int3' is not one of fp32, int8, int4"):
         exported(tiny.loaded, tmp_path, "int3")
+    for settings in ({"beam": 22}, {"beam": 22, "static_length": 20}):  # it could translate nothing
+        with pytest.raises(ConfigError, match="beam 22 is too wide for 44 subwords: at most 21"):
+            exported(tiny.loaded, tmp_path, **settings)
+    with pytest.raises(ConfigError, match="min_len 19 is more than"):
+        exported(tiny.loaded, tmp_path, min_len=19, static_length=19)
     loaded = loaded_model(target_words=30)
     loaded.task.target_dictionary.add_symbol("more")
     with pytest.raises(DataError, match="the target dictionary has 35 subwords, the model 34"):
