@@ -90,6 +90,11 @@ def test_strided_inputs_and_gradients(kind, dtype):
     check(inputs(18, 18, 3, 4, 20, kind=kind, masked=True, strided=True), 4, dtype, causal=kind == "causal")
 
 
+def test_gradients_without_memory_of_their_own():
+    queries, keys_values, grad, mask = inputs(7, 9, 2, 2, 16, kind="cross", masked=True)
+    check((queries, keys_values, grad[:1, :1, :1].expand_as(grad), mask), 2)
+
+
 @on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["self", "causal", "cross"])
@@ -225,9 +230,9 @@ def test_what_is_too_long_is_left_to_others():
     def fits(length, head, dtype):
         return ops.uses_short_attention("triton", torch.empty(1, 1, 1, device=DEVICE), length, length, head, dtype)
 
-    assert fits(128, 62, torch.float16) and not fits(129, 62, torch.float16)
+    assert fits(128, 62, torch.float16) and not fits(129, 20, torch.float16)
     assert fits(64, 128, torch.float16) and not fits(65, 128, torch.float16) and not fits(2, 129, torch.float16)
-    assert fits(64, 62, torch.float32) and not fits(65, 62, torch.float32) and not fits(33, 65, torch.float32)
+    assert fits(64, 62, torch.float32) and not fits(65, 20, torch.float32) and not fits(33, 65, torch.float32)
     assert not fits(4, 4, torch.float64)
     wide = torch.empty(1, 1, 1, device=DEVICE).expand(1, 2**16, 496)  # offsets are 32 bits wide
     assert not ops.uses_short_attention("triton", wide, 64, 64, 62, torch.float16)
