@@ -468,7 +468,7 @@ def test_the_search_among_equal_words_and_padding_that_is_likely(tmp_path, monke
     loaded = loaded_model(target_words=60, seed=3)
     weight = loaded.models[0].decoder.output_projection.weight.data
     weight[4:] = weight[4 + torch.arange(len(weight) - 4) % 5]
-    weight[PAD] = weight[5]
+    weight[PAD] = weight[3]  # the likeliest
     monkeypatch.setattr(exporting, "check_parity", lambda *_: {})  # torch puts equal words in any order
     folder = exported(loaded, tmp_path)
     translator = Translator.load(folder, engine="native")
