@@ -157,8 +157,8 @@ LT_TARGET static void encode_row(const float* x, int n, uint8_t* codes, float* s
         code_all<true>(x, n, step, middle, codes);
 }
 
-// 16 outputs of a row, in vectors of any width: bias, activation, and a whole or a cut store. By memcpy, for a template's
-// vectors forget that they may lie anywhere.
+// 16 outputs of a row, in vectors of any width: bias, activation, and a whole or a cut store. By memcpy, for vectors
+// that are a template's type forget that they may lie anywhere.
 template <typename F>
 LT_INLINE void finish(F* result, const float* bias, int first, int out, bool relu, float* y) {
     constexpr int count = int(kBlock * sizeof(float) / sizeof(F)), lanes = kBlock / count;
@@ -234,7 +234,7 @@ LT_INLINE void int8_rows(const PackedView& w, const CodedRows& x, int rows, int 
     }
 }
 
-// Tiles of B blocks, of which each is the next one of a run of blocks: the processor fetches several runs at once faster
+// Tiles of B blocks, of which each is the next one of a run of blocks: many processors fetch several runs at once faster
 // than a single one. R: the rows, or 0 for any number.
 template <int R, int B>
 LT_INLINE void int8_runs(const PackedView& w, const CodedRows& x, int rows, int first, int last, bool relu, float* y,

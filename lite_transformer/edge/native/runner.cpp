@@ -793,8 +793,8 @@ void Runner::choose(const Linear& projection, const State& state, int rows, int 
     }
 }
 
-// Weights that a row's exponentials may bring nearer meanwhile, for the next chunk's first tile, which begins at `block`:
-// null where many rows, or several threads, keep the memory less idle.
+// Weights that a row's exponentials bring nearer meanwhile: of the first tile of the next chunk, which begins at
+// `block`. Null where many rows, or several threads, keep the memory less idle.
 const int8_t* Runner::weights_ahead(const Linear& w, int block, int row, int rows) const {
     if (!w.is_int8 || rows > kFewRows || pool_.sharing() > 1) return nullptr;
     const int left = std::min(kChunk / kBlock, blocks(w.out) - block), runs = kernels_.runs(rows);

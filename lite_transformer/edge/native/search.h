@@ -1,5 +1,5 @@
-// Beam search: what `search.py` says, a step at a call. Between two steps of a batch nothing is done outside, for a step
-// goes through all caches, and whatever runs behind it begins slowly.
+// Beam search: what `search.py` says, a step at a call. It is done here, for a step sweeps the processor's caches, and
+// an interpreter that goes on behind it begins slowly.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ class Search {
     };
 
     // source: as `Runner::encode`. limits: by sentence, tokens that a hypothesis has at most before its end.
-    Search(Runner& runner, const int64_t* source, const int64_t* limits, int batch, int length, const Settings& settings);
+    Search(Runner& runner, const int64_t* source, const int64_t* limits, int batch, int length,
+           const Settings& settings);
 
     // One step; false if nothing is left to do.
     bool advance();
