@@ -214,15 +214,19 @@ def test_what_the_kernel_of_short_sentences_does_not_compute_goes_another_way(mo
     attention(x, x, x)
 
 
-def test_under_autocast_the_kernel_of_short_sentences_takes_halves():
+def test_under_autocast_the_kernel_of_short_sentences_takes_halves(monkeypatch):
     pytest.importorskip("triton")
     torch.manual_seed(0)
     attention = MultiheadAttention(16, 2, backend="triton").eval().to(DEVICE)
     x = torch.randn(90, 2, 16, device=DEVICE)  # too long in fp32
+    calls = []
+    original = ops.short_attention
+    monkeypatch.setattr(ops, "short_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
     right = attention(x, x, x)[0]
+    assert not calls
     with torch.autocast(DEVICE, torch.float16):
         found = attention(x, x, x)[0]
-    assert found.dtype == torch.float16
+    assert calls and found.dtype == torch.float16
     assert_same(found.float(), right, 1e-2)
 
 
