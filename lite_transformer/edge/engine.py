@@ -83,6 +83,8 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised; on the screen they would stand a second time
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)
+    # planning which tensors share memory takes a third of the loading; the allocator shares it as well without a plan
+    options.enable_mem_reuse = False
     # threads that wait by spinning would take the processor from the caller between two steps
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     return options
