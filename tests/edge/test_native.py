@@ -55,6 +55,16 @@ def test_every_architecture(name, tmp_path, monkeypatch):
 
 
 @needs_native
+@pytest.mark.parametrize("width", [20, 44, 124, 140])  # heads of half of that
+def test_convolutions_whose_heads_fill_no_vectors(width, tmp_path, monkeypatch):
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder")
+             for name, value in (("embed_dim", 8 + width), ("branch_dims", [8, width]))}  # fmt: skip
+    monkeypatch.setattr(exporting, "load_engine", lambda _, folder, manifest, threads: NativeEngine(folder, manifest))
+    parity = read_manifest(exported(loaded_model(**sizes), tmp_path)).parity
+    assert parity["max_logprob_difference"] < 1e-4
+
+
+@needs_native
 def test_hypotheses_and_scores_are_those_of_fairseq(tiny):
     translator = Translator.load(tiny.folder, engine="native")
     assert isinstance(translator.engine, NativeEngine)
@@ -120,7 +130,7 @@ def test_numbers_between_two_codes_go_where_a_division_puts_them(kernels):
     x = (rng.integers(0, 250, size=(60, 96)).astype(np.float32) + np.float32(0.5)) * steps
     x = np.nextafter(x, rng.choice([-np.inf, 0, np.inf], size=x.shape).astype(np.float32))
     x[:, :2] = np.concatenate([0 * steps, 255 * steps], axis=1)
-    x[-1] *= np.float32(1e-38)  # of which a reciprocal is no number
+    x[-1] *= np.float32(1e-41)  # of whose step a reciprocal is no number
     expected, scale, zero = coded(x)
     found = linear(kernels, x, np.eye(96, dtype=np.int8), np.ones(96, np.float32), None)
     np.testing.assert_array_equal(np.rint(found / scale), expected - zero)
