@@ -191,10 +191,15 @@ def converse(steps, model, *words, stdout=None):
 
 
 def take_terminal(descriptor):
-    """Makes it the terminal of the process, so that control characters become signals."""
+    """Makes it the terminal of the process, so that control characters become signals, and lets Ctrl-C through.
+
+    A shell's background job, and all that it starts, ignores Ctrl-C.
+    """
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
