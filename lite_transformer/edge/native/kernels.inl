@@ -11,14 +11,20 @@
 
 #define LT_INLINE static inline __attribute__((always_inline)) LT_TARGET
 
-typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t I8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef uint8_t B8 __attribute__((vector_size(8), aligned(1), may_alias));
-typedef float FW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t IW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float F8 __attribute__((vector_size(32)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef uint8_t B8 __attribute__((vector_size(8)));
+typedef float FW __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IW __attribute__((vector_size(4 * kLanes)));
+// The same at any address in memory. Not for variables: GCC 12 with a stack protector (the flags of Debian's Python)
+// writes local arrays of such a type as if they were aligned.
+typedef float LooseF8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint8_t LooseB8 __attribute__((vector_size(8), aligned(1), may_alias));
+typedef float LooseFW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t LooseIW __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
-LT_INLINE F8 load(const float* p) { return *reinterpret_cast<const F8*>(p); }
-LT_INLINE void store(float* p, F8 v) { *reinterpret_cast<F8*>(p) = v; }
+LT_INLINE F8 load(const float* p) { return *reinterpret_cast<const LooseF8*>(p); }
+LT_INLINE void store(float* p, F8 v) { *reinterpret_cast<LooseF8*>(p) = v; }
 LT_INLINE F8 all(float v) { return F8{v, v, v, v, v, v, v, v}; }
 LT_INLINE float total(F8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
@@ -49,7 +55,7 @@ LT_INLINE I8 whole(F8 v) {
 LT_INLINE void store_codes(uint8_t* p, I8 codes) {
     codes = codes < 0 ? I8{} : codes;
     codes = codes > 255 ? I8{} + 255 : codes;
-    *reinterpret_cast<B8*>(p) = __builtin_convertvector(codes, B8);
+    *reinterpret_cast<LooseB8*>(p) = __builtin_convertvector(codes, B8);
 }
 
 // The sums of eight vectors.
@@ -185,9 +191,9 @@ LT_INLINE void int8_tile(const PackedView& w, const CodedRows& x, int row, int b
             FW result[kBlock / kLanes];
             for (int i = 0; i < kBlock / kLanes; ++i) {
                 const int place = first + i * kLanes;
-                IW own = *reinterpret_cast<const IW*>(w.sums + place);
-                IW found = *reinterpret_cast<const IW*>(sums + (b * R + r) * kBlock + i * kLanes);
-                FW factor = *reinterpret_cast<const FW*>(w.scales + place) * x.scale[row + r];
+                IW own = *reinterpret_cast<const LooseIW*>(w.sums + place);
+                IW found = *reinterpret_cast<const LooseIW*>(sums + (b * R + r) * kBlock + i * kLanes);
+                FW factor = *reinterpret_cast<const LooseFW*>(w.scales + place) * x.scale[row + r];
                 result[i] = __builtin_convertvector(found - own * (x.zero[row + r] - kOffset), FW) * factor;
             }
             finish(result, w.bias, first, w.out, relu, y + (row + r) * y_stride);
@@ -434,14 +440,14 @@ LT_TARGET static float exp_sum(const float* x, int n, float from, const int8_t* 
             __builtin_prefetch(ahead + 8 * i + 64, 0, 2);
         }
         for (int j = 0; j < 16; j += kLanes) {
-            FW v = *reinterpret_cast<const FW*>(x + i + j) - from;
+            FW v = *reinterpret_cast<const LooseFW*>(x + i + j) - from;
             FW e = v;
             to_exp<FW, IW>(e);
             wide += e + (v - v);  // a number that is none must reach the sum
         }
     }
     alignas(64) float lanes[kLanes];
-    *reinterpret_cast<FW*>(lanes) = wide;
+    *reinterpret_cast<LooseFW*>(lanes) = wide;
     float sum = 0.0f;
     for (int j = 0; j < kLanes; j += 8) sum += total(load(lanes + j));
     for (; i < n; i += 8) {
