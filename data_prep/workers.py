@@ -23,7 +23,9 @@ _IN_FLIGHT = 3  # chunks for each process: one at work, two on their way there o
 
 def default_workers() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def chunked(items: Iterable[Item], size: int = CHUNK_LINES) -> Iterator[list[Item]]:

@@ -5,7 +5,6 @@ Letters: B sentences, N beams of each, S source length, V vocabulary, k candidat
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.workers import default_workers
 from lite_transformer.edge.folder import DECODER_FILE, ENCODER_FILE, RESTRICTED_FILE, WEIGHTS_FILE, Manifest
 from lite_transformer.edge.vocabulary import END
 from lite_transformer.errors import CheckpointError
@@ -63,13 +63,6 @@ class Engine(Protocol):
         """
 
 
-def _processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def session_options(threads: int) -> Any:
     """ONNX Runtime's, for one graph after the other.
 
@@ -79,7 +72,7 @@ def session_options(threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads = min(threads, _processors())
+    options.intra_op_num_threads = threads = min(threads, default_workers())
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised; on the screen they would stand a second time
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT4_ACCURACY)

@@ -19,6 +19,8 @@ from lite_transformer.edge.vocabulary import END, PAD
 from lite_transformer.errors import ConfigError
 from lite_transformer.scoring.protocols import Search
 
+MOST_LENPEN = 10  # length^lenpen stays within fp32 for any length that a model writes
+
 
 @dataclass(frozen=True)
 class Settings(Search):
@@ -45,6 +47,8 @@ class Settings(Search):
             raise ConfigError(f"max_len_a {self.max_len_a}: a number of at least 0 is needed")
         if not _is_number(self.lenpen):
             raise ConfigError(f"lenpen {self.lenpen}: a finite number is needed")
+        if abs(self.lenpen) > MOST_LENPEN:
+            raise ConfigError(f"lenpen {self.lenpen}: a number from -{MOST_LENPEN} to {MOST_LENPEN} is needed")
         shortest_limit = min(int(self.max_len_a + self.max_len_b), longest - 1)  # of a source of one token
         if self.min_len > shortest_limit:
             raise ConfigError(

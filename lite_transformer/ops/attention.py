@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lite_transformer.errors import UnsupportedInputError, UnsupportedShapeError
-from lite_transformer.ops.backends import choose, draw_seeds, dtype_obstacle, last_contiguous, on_device_of
+from lite_transformer.ops.backends import (
+    choose,
+    draw_seeds,
+    dtype_obstacle,
+    last_contiguous,
+    on_device_of,
+    tile_side,
+)
 
 # What a program holds on the chip: at most so many positions of two and of four bytes a number, channels of a head, and
 # bytes of one head's queries or keys. The gradients then take up to 96 KB of shared memory.
@@ -78,17 +85,12 @@ def uses_short_attention(
     longest = max(length, keys)
     if head_channels > _WIDEST or longest > _LONGEST.get(dtype.itemsize, 0):
         return False
-    if _block(longest) * _block(head_channels) * dtype.itemsize > _LARGEST:
+    if tile_side(longest) * tile_side(head_channels) * dtype.itemsize > _LARGEST:
         return False
     if 3 * longest * x.size(1) * x.size(2) >= 2**31:  # the kernels' offsets within a sentence have 32 bits
         return False
     what = "attention of short sentences"
     return choose(x, backend, lambda: _obstacle(x), what, "conv_backend=reference") == "triton"
-
-
-def _block(size: int) -> int:
-    """A power of two that holds ``size``, as the kernels' tiles do."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def _obstacle(x: Tensor) -> str | None:

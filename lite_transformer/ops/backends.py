@@ -97,6 +97,11 @@ def last_contiguous(tensor: Tensor, dims: int) -> Tensor:
     return tensor
 
 
+def tile_side(size: int) -> int:
+    """The power of two, 16 or more, that a kernel's tile has for ``size`` rows or columns held at once."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
 def draw_seeds(count: int, device: torch.device) -> Tensor:
     """(count) int64 seeds, drawn on the device: nothing waits, and a captured graph draws anew at each replay."""
     return torch.empty(count, dtype=torch.int64, device=device).random_()

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_transformer.ops.triton_kernels import _keeps, _power_of_two
+from lite_transformer.ops.backends import tile_side
+from lite_transformer.ops.triton_kernels import _keeps
 
 # --- kernels -------------------------------------------------------------------------------------------------------
 
@@ -123,9 +124,8 @@ def _constants(
     """What both kernels are compiled for. Queries and keys share a block size: fewer kernels to compile."""
     together = keys_values is queries
     channels = queries.size(2) // (3 if together else 1)
-    positions, width = (
-        max(16, _power_of_two(size)) for size in (max(queries.size(0), keys_values.size(0)), channels // heads)
-    )
+    positions = tile_side(max(queries.size(0), keys_values.size(0)))
+    width = tile_side(channels // heads)
     return {
         "C": channels,
         "H": heads,

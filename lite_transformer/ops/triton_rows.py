@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_transformer.ops.triton_kernels import _keeps, _power_of_two
+from lite_transformer.ops.backends import tile_side
+from lite_transformer.ops.triton_kernels import _keeps
 
 # --- kernels -------------------------------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ def _dropout_constants(dropout: float) -> dict[str, int | float]:
 
 def _tile(channels: int, elements: int, warps: int) -> dict[str, int]:
     """Sizes of tiles of whole rows, and more warps where one row has more elements than that."""
-    width = max(16, _power_of_two(channels))
+    width = tile_side(channels)
     return {"BR": max(1, elements // width), "BC": width, "num_warps": min(16, warps * max(1, width // elements))}
 
 
@@ -203,7 +204,7 @@ def column_sum(x: Tensor) -> Tensor:
     """The sums (C) of x (T, B, C) over positions, in its dtype; the last dimension is contiguous."""
     rows, batch, stride_t, stride_b = _rows_of(x)
     columns = x.size(2)
-    block = min(64, max(16, _power_of_two(columns)))
+    block = min(64, tile_side(columns))
     blocks = triton.cdiv(columns, block)
     height = _SUM_TILE // block
     share = height * triton.cdiv(triton.cdiv(rows, max(1, _SUM_PROGRAMS // blocks)), height)

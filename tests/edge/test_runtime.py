@@ -115,6 +115,8 @@ def test_text_that_is_not_utf8(translator, caplog):
         ({"beem": 4}, "unknown option beem; known: beam, lenpen"),
         ({"lenpen": float("nan")}, "lenpen nan"),
         ({"lenpen": "x"}, "lenpen x: a finite number"),
+        ({"lenpen": 1e308}, "lenpen 1e.308: a number from -10 to 10 is needed"),
+        ({"lenpen": -10.5}, "lenpen -10.5: a number from -10 to 10 is needed"),
         ({"max_len_a": None}, "max_len_a None: a number"),
         ({"beam": True}, "beam True: a whole number"),
         ({"max_len_a": -1.0}, "max_len_a -1"),

@@ -65,7 +65,7 @@ void Search::rank(int place, int beams, int count, bool must_end) {
             if (must_end) {
                 token = i == 0 ? end : pad;
                 score = i == 0 ? end_scores_[row] + sums_[row] : kNone;
-            } else if (token == pad || (too_short && token == end) ||
+            } else if (std::isnan(score) || token == pad || (too_short && token == end) ||
                        std::binary_search(banned.begin(), banned.end(), token)) {
                 score = kNone;
             }
