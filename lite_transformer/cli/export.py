@@ -12,7 +12,7 @@ weights, dictionaries, subword model and text settings, with the sha256 of each 
 log-probabilities and hypotheses have been compared with the original's.
 
 int8 is the fastest, about a quarter of fp32's bytes. int4 takes about two thirds of int8's, and runs in ONNX Runtime
-alone: there, on a processor with AVX2, at least as fast as int8 greedily, three quarters as fast with four beams.
+alone: there, on a processor with AVX2, as fast as int8 greedily, slower with several beams and large batches.
 """
 
 from __future__ import annotations
